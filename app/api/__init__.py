@@ -1,0 +1,1 @@
+"""The part that speaks HTTP: one file per resource, and one table from errors to answers."""

@@ -1,0 +1,1 @@
+"""Bytes to embedding: admission, decoding, batching, the model. Knows no HTTP."""

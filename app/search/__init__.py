@@ -1,0 +1,1 @@
+"""Embeddings to neighbours: collections on disk and their search. Knows no HTTP."""

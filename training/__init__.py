@@ -1,0 +1,1 @@
+"""Offline: self-distillation from a folder of unlabelled images to a teacher bundle."""
