@@ -1,0 +1,85 @@
+"""The teacher: a copy of the student that follows it as an exponential moving average.
+
+Reference: Caron et al. 2021, section 3.1, https://arxiv.org/abs/2104.14294
+"""
+
+import copy
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def make_teacher(student: M) -> M:
+    """Copies the student, head and buffers included, as a network that is only looked at.
+
+    A teacher whose head is initialised apart starts as a foreign target (two published trainers do that), and
+    one in training mode drops units at random and normalises by the batch: its targets are noise.
+
+    Args:
+        student: The network that will be trained.
+
+    Returns:
+        A deep copy in evaluation mode whose parameters take no gradient.
+    """
+    teacher = copy.deepcopy(student)
+    teacher.requires_grad_(requires_grad=False)
+    return teacher.eval()
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, *, momentum: float) -> None:
+    """Moves the teacher towards the student, in place.
+
+        teacher = momentum * teacher + (1 - momentum) * student      for parameters
+        teacher = student                                            for buffers
+
+    Buffers are copied, not averaged: a BatchNorm counter has no meaningful mean, and its running statistics
+    are averages already.
+
+    Args:
+        teacher: Changed in place, with a handful of kernels for the whole network; its storage stays where it
+            is.
+        student: The network that the optimiser has just moved.
+        momentum: From 0 (copy) to 1 (stay); DINO goes from 0.996 to 1 along a cosine.
+
+    Raises:
+        ValueError: The momentum is outside [0, 1], or names or shapes differ: then nothing was changed.
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"the teacher's momentum is {momentum}, and must be from 0 to 1")
+    teacher_parameters, student_parameters = _matched(
+        teacher.named_parameters(), student.named_parameters(), kind="parameter"
+    )
+    teacher_buffers, student_buffers = _matched(
+        teacher.named_buffers(), student.named_buffers(), kind="buffer"
+    )
+    if teacher_parameters:
+        torch._foreach_lerp_(teacher_parameters, student_parameters, 1 - momentum)
+    if teacher_buffers:
+        torch._foreach_copy_(teacher_buffers, student_buffers)
+
+
+def _matched(
+    teachers: Iterable[tuple[str, Tensor]], students: Iterable[tuple[str, Tensor]], *, kind: str
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Pairs tensors by name and refuses any that has no partner: a plain `zip` would drop the rest."""
+    teacher_by_name, student_by_name = dict(teachers), dict(students)
+    if teacher_by_name.keys() != student_by_name.keys():
+        only_in_teacher = sorted(teacher_by_name.keys() - student_by_name.keys())
+        only_in_student = sorted(student_by_name.keys() - teacher_by_name.keys())
+        raise ValueError(
+            f"teacher and student are not the same network: {kind}s {only_in_teacher[:3]} are only in the "
+            f"teacher, {only_in_student[:3]} only in the student; make it with make_teacher(student), and "
+            "give the network itself rather than a wrapper of it"
+        )
+    for name, tensor in teacher_by_name.items():
+        if tensor.shape != student_by_name[name].shape:
+            raise ValueError(
+                f"{kind} {name} has shape {tuple(tensor.shape)} in the teacher and "
+                f"{tuple(student_by_name[name].shape)} in the student"
+            )
+    return list(teacher_by_name.values()), [student_by_name[name] for name in teacher_by_name]
