@@ -1,0 +1,227 @@
+"""A `TrainState` on disk: whole, checked, or refused.
+
+    checkpoints/step-00001200/
+        state.safetensors   every tensor of the state, by name
+        state.json          format, step, settings of the run, SHA-256 of the tensors
+
+A checkpoint appears under its name only when all of it is on the disk, so a crash leaves the one before it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from training.config import RunConfig, differences, sentence_of
+from training.errors import CheckpointError
+from training.state import TrainState, new_state
+
+FORMAT = "dinoserve-checkpoint"
+FORMAT_VERSION = 1
+TENSORS_FILE = "state.safetensors"
+DESCRIPTION_FILE = "state.json"
+
+
+def save_checkpoint(directory: Path, state: TrainState, config: RunConfig) -> Path:
+    """Writes a checkpoint, then removes the oldest beyond `config.checkpoints.keep`.
+
+    Args:
+        directory: Of all checkpoints of the run.
+        state: Anything between two steps.
+        config: Of the run.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: It cannot be written, as on a full disk; checkpoints that were there stay.
+    """
+    final = directory / f"step-{state.step:08d}"
+    temporary = directory / f".{final.name}.partial"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        tensors = safetensors.torch.save(_tensors_of(state))
+        description = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "step": state.step,
+            "nonfinite_in_a_row": state.nonfinite_in_a_row,
+            "sha256": hashlib.sha256(tensors).hexdigest(),
+            "config": config.model_dump(mode="json"),
+        }
+        write_synced(temporary / TENSORS_FILE, tensors)
+        write_synced(temporary / DESCRIPTION_FILE, json.dumps(description, indent=1).encode())
+        shutil.rmtree(final, ignore_errors=True)  # there already when a run is stopped right after a checkpoint
+        temporary.rename(final)
+        sync_directory(directory)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"the checkpoint of step {state.step} cannot be written to {directory} ({error.strerror}): make room or "
+            "set --run_dir to another disk, then go on with --resume from the checkpoint before"
+        ) from error
+    for old in checkpoints_in(directory)[config.checkpoints.keep :]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def checkpoints_in(directory: Path) -> list[Path]:
+    """Folders of complete checkpoints, newest first."""
+    return sorted(directory.glob("step-????????"), reverse=True)
+
+
+def load_checkpoint(
+    path: Path, *, device: torch.device, config: RunConfig | None = None
+) -> tuple[TrainState, RunConfig]:
+    """Reads a checkpoint, all or nothing.
+
+    Args:
+        path: Its folder.
+        device: Where the state will live.
+        config: If given, what the checkpoint's networks must have been made with.
+
+    Returns:
+        The state, and the settings of its run.
+
+    Raises:
+        CheckpointError: It is missing, half-written, damaged, of another program, or of other networks.
+    """
+    description = _description_of(path)
+    try:
+        tensors_file = (path / TENSORS_FILE).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path / TENSORS_FILE} cannot be read: the checkpoint is half-written") from error
+    if hashlib.sha256(tensors_file).hexdigest() != description["sha256"]:
+        raise CheckpointError(f"{path / TENSORS_FILE} is not what was written (its SHA-256 differs): it is damaged")
+    try:
+        saved = RunConfig.model_validate(description["config"])
+    except ValidationError as error:
+        raise CheckpointError(f"{path} has settings that this version refuses: {sentence_of(error)}") from error
+    if config is not None:
+        _refuse_other_networks(path, saved, config)
+    state = new_state(saved, device=device)
+    with _foreign_tensors_refused(path):
+        _restore(state, safetensors.torch.load(tensors_file))
+    state.step = int(description["step"])
+    state.nonfinite_in_a_row = int(description["nonfinite_in_a_row"])
+    return state, saved
+
+
+def load_newest(
+    directory: Path, *, device: torch.device, config: RunConfig
+) -> tuple[TrainState | None, list[str]]:
+    """The newest checkpoint that is whole; each that is not is passed over.
+
+    Returns:
+        The state, or none if there is no checkpoint at all, and a sentence for each that was refused.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none is whole.
+    """
+    refused: list[str] = []
+    for path in checkpoints_in(directory):
+        try:
+            return load_checkpoint(path, device=device, config=config)[0], refused
+        except CheckpointError as error:
+            refused.append(str(error))
+    if refused:
+        raise CheckpointError(f"no checkpoint in {directory} can be used; the newest: {refused[0]}")
+    return None, []
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Writes a file and waits until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Waits until renames in a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _tensors_of(state: TrainState) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {"center": state.center_K}
+    for role, network in (("student", state.student), ("teacher", state.teacher)):
+        tensors |= {f"{role}.{name}": tensor for name, tensor in network.state_dict().items()}
+    for name, parameter in state.student.named_parameters():
+        for key, value in state.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{key}.{name}"] = value
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _restore(state: TrainState, tensors: dict[str, Tensor]) -> None:
+    """Fills a fresh state; a tensor too many or too few is an error."""
+    state.center_K.copy_(tensors.pop("center"))
+    for role, network in (("student", state.student), ("teacher", state.teacher)):
+        names = [name for name in tensors if name.startswith(f"{role}.")]
+        network.load_state_dict({name.removeprefix(f"{role}."): tensors.pop(name) for name in names}, strict=True)
+    parameters = dict(state.student.named_parameters())
+    for full_name, tensor in tensors.items():
+        kind, key, name = full_name.split(".", 2)
+        if kind != "optimizer":
+            raise KeyError(full_name)
+        parameter = parameters[name]
+        # As the optimiser would have made it: the parameter's memory layout, but for its scalar counter.
+        empty = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
+        state.optimizer.state[parameter][key] = empty.to(parameter.device).copy_(tensor).detach()
+
+
+def _description_of(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((path / DESCRIPTION_FILE).read_bytes())
+    except OSError as error:
+        raise CheckpointError(
+            f"{path / DESCRIPTION_FILE} cannot be read: {path} is no checkpoint, or a half-written one"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path / DESCRIPTION_FILE} is not JSON: the checkpoint is half-written") from error
+    found = (description.get("format"), description.get("format_version")) if isinstance(description, dict) else None
+    if found != (FORMAT, FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path} says that its format is {found}, and this version reads {(FORMAT, FORMAT_VERSION)}: "
+            "was it written by another program?"
+        )
+    missing = {"step", "nonfinite_in_a_row", "sha256", "config"} - set(description)
+    if missing:
+        raise CheckpointError(f"{path / DESCRIPTION_FILE} lacks {', '.join(sorted(missing))}: it is damaged")
+    return dict(description)
+
+
+def _refuse_other_networks(path: Path, saved: RunConfig, config: RunConfig) -> None:
+    for part in ("backbone", "head", "optimizer"):
+        if getattr(saved, part) != getattr(config, part):
+            changed = [change for change in differences(saved, config) if change.startswith(f"{part}.")]
+            raise CheckpointError(
+                f"{path} was made with other settings: {', '.join(changed)}; resume with those of the checkpoint, or "
+                "start a new run in another --run_dir"
+            )
+
+
+@contextlib.contextmanager
+def _foreign_tensors_refused(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"the tensors of {path} are not those of its settings: it is damaged or of another version"
+        ) from error

@@ -1,0 +1,123 @@
+"""Everything that changes while a network trains, in one place.
+
+Data order, augmentation, schedules and dropped paths are functions of the seed and the step, so this is all that a
+run needs to go on as if it had never stopped.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+
+from dino_core.backbones import make_backbone
+from dino_core.heads import ProjectionHead
+from dino_core.multicrop import ProjectedNetwork
+from dino_core.optim import weight_decay_groups
+from dino_core.teacher import make_teacher
+from training.config import OptimizerConfig, RunConfig
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """What a step changes, and a checkpoint keeps.
+
+    Attributes:
+        student: Learns by gradient; in training mode.
+        teacher: Follows the student; in evaluation mode. Its backbone is the product.
+        optimizer: Of the student.
+        center_K: Running mean of the teacher's outputs, float32.
+        step: Steps taken, skipped ones included.
+        nonfinite_in_a_row: Steps skipped since the last good one.
+    """
+
+    student: ProjectedNetwork
+    teacher: ProjectedNetwork
+    optimizer: Optimizer
+    center_K: Tensor
+    step: int = 0
+    nonfinite_in_a_row: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where all tensors are."""
+        return self.center_K.device
+
+    def set_rates(self, *, learning_rate: float, weight_decay: float) -> None:
+        """Gives the optimiser what the schedules say; the second group never decays."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.param_groups[0]["weight_decay"] = weight_decay
+
+    def buffers(self) -> list[Tensor]:
+        """Copies of the student's buffers, which a forward pass moves."""
+        return [buffer.clone() for buffer in self.student.buffers()]
+
+    @torch.no_grad()
+    def restore_buffers(self, buffers: list[Tensor]) -> None:
+        """Puts back what `buffers` copied."""
+        for buffer, before in zip(self.student.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+
+def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
+    """The state before the first step; the teacher equals the student, heads included.
+
+    Raises:
+        BackboneError: There is no such network.
+    """
+    backbone = config.backbone
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # weights are drawn on the CPU: the same on every device
+        student = ProjectedNetwork(
+            network := make_backbone(
+                backbone.name,
+                image_size_px=backbone.image_size_px,
+                in_channels=backbone.in_channels,
+                drop_path=backbone.drop_path,
+                model_kwargs=backbone.model_kwargs,
+            ),
+            ProjectionHead(
+                network.embed_dim,
+                config.head.num_prototypes,
+                hidden_dim=config.head.hidden_dim,
+                bottleneck_dim=config.head.bottleneck_dim,
+                num_layers=config.head.num_layers,
+                norm_last_layer=config.head.norm_last_layer,
+                batch_norm=config.head.batch_norm,
+            ),
+        )
+    # Convolutions run faster on pixels whose channels lie together; other layers don't mind.
+    student.to(device=device, memory_format=torch.channels_last)
+    student.train()
+    return TrainState(
+        student=student,
+        teacher=make_teacher(student),
+        optimizer=make_optimizer(student, config.optimizer, device=device),
+        center_K=torch.zeros(config.head.num_prototypes, device=device),
+    )
+
+
+def make_optimizer(
+    student: ProjectedNetwork, config: OptimizerConfig, *, device: torch.device
+) -> Optimizer:
+    """The optimiser of the student's two groups: those that decay and those that don't."""
+    groups = weight_decay_groups(student)
+    on_gpu = device.type == "cuda"
+    match config.name:
+        case "adamw":
+            return AdamW(
+                groups,
+                lr=config.peak_lr,
+                betas=config.betas,
+                weight_decay=config.weight_decay_start,
+                fused=True,  # one pass over each parameter; on CPUs too
+            )
+        case "sgd":
+            return SGD(
+                groups,
+                lr=config.peak_lr,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay_start,
+                fused=on_gpu or None,
+            )
