@@ -5,7 +5,19 @@
     ├── InvalidPixels        an array of pixels is not of the model's shape
     ├── Overloaded           no room now; come back after `retry_after_s`
     ├── NotReady             starting, draining, or the device is gone
-    └── DeadlineExceeded     the caller's time ran out before the answer was there
+    ├── DeadlineExceeded     the caller's time ran out before the answer was there
+    │   of collections
+    ├── UnknownCollection    no collection has this name
+    ├── CollectionExists     a collection has this name already
+    ├── InvalidCollection    a name or a number of dimensions that no collection can have
+    ├── FingerprintMismatch  vectors of one model, a collection of another
+    ├── InvalidVector        wrong dimensions, NaN, infinite or zero
+    ├── InvalidItem          an id or metadata that cannot be kept
+    ├── InvalidFilter        a filter that is malformed; `path` says where
+    ├── InvalidQuery         k, offset, threshold, limit or cursor out of bounds
+    ├── UnknownItem          the collection has no item of this id
+    ├── StorageError         the data directory is damaged, foreign, full or newer than this program
+    └── DirectoryInUse       another process has the data directory open; `pid` says which
 
 Messages say what was found, what was expected and what to do.
 """
@@ -76,3 +88,95 @@ class DeadlineExceeded(ServiceError):
     """The caller's time ran out before the answer was there."""
 
     code = "deadline_exceeded"
+
+
+class UnknownCollection(ServiceError):
+    """No collection has this name."""
+
+    code = "unknown_collection"
+
+
+class CollectionExists(ServiceError):
+    """A collection has this name already."""
+
+    code = "collection_exists"
+
+
+class InvalidCollection(ServiceError):
+    """A name or a number of dimensions that no collection can have."""
+
+    code = "invalid_collection"
+
+
+class FingerprintMismatch(ServiceError):
+    """Vectors of one model were offered to a collection of another; their distances mean nothing.
+
+    Attributes:
+        expected: The collection's fingerprint.
+        found: The fingerprint that came.
+    """
+
+    code = "fingerprint_mismatch"
+
+    def __init__(self, title: str, *, expected: str, found: str) -> None:
+        super().__init__(title)
+        self.expected = expected
+        self.found = found
+
+
+class InvalidVector(ServiceError):
+    """A vector has the wrong dimensions, or is NaN, infinite or zero."""
+
+    code = "invalid_vector"
+
+
+class InvalidItem(ServiceError):
+    """An id or metadata that cannot be kept."""
+
+    code = "invalid_item"
+
+
+class InvalidFilter(ServiceError):
+    """A filter is malformed.
+
+    Attributes:
+        path: Where in the filter, as a JSON pointer; empty for the whole.
+    """
+
+    code = "invalid_filter"
+
+    def __init__(self, title: str, *, path: str) -> None:
+        super().__init__(title)
+        self.path = path
+
+
+class InvalidQuery(ServiceError):
+    """A parameter of a search or a listing is out of bounds: k, offset, threshold, limit or cursor."""
+
+    code = "invalid_query"
+
+
+class UnknownItem(ServiceError):
+    """The collection has no item of this id."""
+
+    code = "unknown_item"
+
+
+class StorageError(ServiceError):
+    """The data directory is damaged, of another program, of a newer version, or cannot be written."""
+
+    code = "storage_error"
+
+
+class DirectoryInUse(ServiceError):
+    """Another process has the data directory open; one process owns it at a time.
+
+    Attributes:
+        pid: The process that holds it, or None where it can't be told.
+    """
+
+    code = "directory_in_use"
+
+    def __init__(self, title: str, *, pid: int | None) -> None:
+        super().__init__(title)
+        self.pid = pid

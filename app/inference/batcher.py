@@ -1,0 +1,277 @@
+"""Single entries in, batches to the device, outcomes out. Knows nothing of images.
+
+One thread owns the device. Whenever the device can take a batch it gets what is ready; while it is busy, entries
+gather. Nothing ever waits for a batch to fill, so one caller pays no added time, and batches grow by themselves as
+the load does.
+
+An entry ends in exactly one outcome: its row, the exception that it alone causes, `Dropped` or `DeviceLost`.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from app.inference.stats import Observer
+
+logger = logging.getLogger(__name__)
+
+Entry = TypeVar("Entry")
+Row = TypeVar("Row")
+
+
+class Dropped(Exception):
+    """Nobody wants the entry any more; it was never launched."""
+
+
+class DeviceLost(Exception):
+    """The device thread is gone, or its device: no further entry will be launched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatcherConfig:
+    """Sizes of the device's work.
+
+    Attributes:
+        max_batch: Entries of a launch, at most.
+        in_flight: Batches that may be on the device at once; above 1 only where `launch` returns before the device
+            has finished, else rows wait for the next batch's end.
+    """
+
+    max_batch: int
+    in_flight: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1 or self.in_flight < 1:
+            raise ValueError(
+                f"max_batch ({self.max_batch}) and in_flight ({self.in_flight}) must be at least 1"
+            )
+
+
+@dataclass(eq=False)
+class _Batch(Generic[Entry, Row]):
+    entries: list[Entry]
+    started_s: float
+    collect: Callable[[], Sequence[Row]] | None = None
+    error: Exception | None = None
+
+
+class Batcher(Generic[Entry, Row]):
+    """Feeds a device from one thread.
+
+    Args:
+        launch: Starts the device on some entries and returns what waits for their rows, in the entries' order.
+            Either may raise; the batch is then halved until the guilty entries are alone. `DeviceLost` ends the
+            thread.
+        wanted: Whether anybody still waits for the entry; asked once, right before its launch. After False the
+            entry is settled as `Dropped`.
+        settle: Takes the outcomes of some entries, one call per batch. Must not raise.
+        config: Sizes.
+        observer: Hears batch size, waits and busy seconds.
+    """
+
+    def __init__(
+        self,
+        launch: Callable[[list[Entry]], Callable[[], Sequence[Row]]],
+        *,
+        wanted: Callable[[Entry], bool],
+        settle: Callable[[list[Entry], list[Row | Exception]], None],
+        config: BatcherConfig,
+        observer: Observer,
+    ) -> None:
+        self._launch = launch
+        self._wanted = wanted
+        self._settle = settle
+        self._config = config
+        self._observer = observer
+        self._changed = threading.Condition()
+        self._ready: deque[tuple[Entry, float]] = deque()
+        self._in_flight: deque[_Batch[Entry, Row]] = deque()
+        self._closing = False
+        self._dead = False
+        self._started = threading.Event()
+        self._start_error: BaseException | None = None
+        self._last_finish_s = 0.0
+        self._thread: threading.Thread | None = None
+
+    def start(self, set_up: Callable[[], None]) -> None:
+        """Starts the device thread and waits until `set_up` has run on it.
+
+        Raises:
+            Exception: What `set_up` raised; the batcher is then dead.
+        """
+        self._thread = threading.Thread(target=self._main, args=(set_up,), name="dino-device", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._start_error is not None:
+            raise self._start_error
+
+    def put(self, entry: Entry) -> None:
+        """Makes an entry ready for the next launch; from any thread. A dead batcher settles it as `DeviceLost`."""
+        with self._changed:
+            if not self._dead:
+                self._ready.append((entry, time.monotonic()))
+                self._changed.notify()
+                return
+        self._settle([entry], [DeviceLost()])
+
+    def close(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
+        """Ends the thread and waits for it.
+
+        Args:
+            drain: Launch what is ready; otherwise settle it as `DeviceLost`.
+            timeout_s: Leave a thread behind that hangs in its device for longer.
+        """
+        with self._changed:
+            self._closing = True
+            left = [] if drain else [entry for entry, _ in self._ready]
+            if not drain:
+                self._ready.clear()
+            self._changed.notify()
+        if left:
+            self._settle(left, [DeviceLost() for _ in left])
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the device thread runs."""
+        return not self._dead and self._thread is not None and self._thread.is_alive()
+
+    @property
+    def depth(self) -> int:
+        """Entries that are ready and not launched."""
+        return len(self._ready)
+
+    @property
+    def batches_in_flight(self) -> int:
+        """Batches on the device."""
+        return len(self._in_flight)
+
+    def busy_for_s(self) -> float:
+        """How long the oldest batch has been on the device; 0 where there is none."""
+        try:
+            return time.monotonic() - self._in_flight[0].started_s
+        except IndexError:
+            return 0.0
+
+    def _main(self, set_up: Callable[[], None]) -> None:
+        try:
+            set_up()
+            self._started.set()
+            self._run()
+        except BaseException as error:
+            # The thread ends in any case; what counts is that callers hear of it and that `alive` turns False.
+            if self._started.is_set():
+                logger.exception("the device thread died; the service must be restarted")
+            else:
+                self._start_error = error
+        finally:
+            self._bury()
+            self._started.set()
+
+    def _run(self) -> None:
+        while True:
+            entries = self._take(wait=not self._in_flight)
+            if entries:
+                self._start_batch(entries)
+            elif not self._in_flight:
+                return
+            if not entries or len(self._in_flight) >= self._config.in_flight:
+                self._finish_batch(self._in_flight[0])
+
+    def _take(self, *, wait: bool) -> list[Entry]:
+        """Up to a batch of entries that are wanted; empty if none is ready, or, when waiting, if it is time to end."""
+        entries: list[Entry] = []
+        now_s = time.monotonic()
+        while len(entries) < self._config.max_batch:
+            ready = self._pop(self._config.max_batch - len(entries), wait=wait and not entries)
+            if not ready:
+                break
+            now_s = time.monotonic()
+            dropped = []
+            for entry, since_s in ready:
+                if self._wanted(entry):
+                    entries.append(entry)
+                    self._observer.observe("queue_wait_seconds", now_s - since_s)
+                else:
+                    dropped.append(entry)
+            # At once, not with the batch: they may hold what the next entries need to become ready.
+            if dropped:
+                self._settle(dropped, [Dropped() for _ in dropped])
+        return entries
+
+    def _pop(self, count: int, *, wait: bool) -> list[tuple[Entry, float]]:
+        with self._changed:
+            while wait and not self._ready and not self._closing:
+                self._changed.wait()
+            return [self._ready.popleft() for _ in range(min(count, len(self._ready)))]
+
+    def _start_batch(self, entries: list[Entry]) -> None:
+        batch: _Batch[Entry, Row] = _Batch(entries, time.monotonic())
+        self._in_flight.append(batch)  # before the launch, so that a death in it loses nobody
+        self._observer.observe("batch_size", len(entries))
+        try:
+            batch.collect = self._launch(entries)
+        except DeviceLost:
+            raise
+        except Exception as error:
+            batch.error = error
+
+    def _finish_batch(self, batch: _Batch[Entry, Row]) -> None:
+        outcomes = self._outcomes(batch)
+        now_s = time.monotonic()
+        self._observer.observe("forward_seconds", now_s - batch.started_s)
+        # Batches overlap when several are in flight; busy is the time with at least one.
+        self._observer.count("device_busy_seconds_total", now_s - max(batch.started_s, self._last_finish_s))
+        self._last_finish_s = now_s
+        self._in_flight.popleft()
+        self._settle(batch.entries, outcomes)
+
+    def _outcomes(self, batch: _Batch[Entry, Row]) -> list[Row | Exception]:
+        error = batch.error
+        if batch.collect is not None:
+            try:
+                return _checked(batch.collect(), len(batch.entries))
+            except DeviceLost:
+                raise
+            except Exception as collect_error:
+                error = collect_error
+        assert error is not None
+        logger.warning("a batch of %d failed; looking for the guilty", len(batch.entries), exc_info=error)
+        return self._halves(batch.entries, error)
+
+    def _halves(self, entries: list[Entry], error: Exception) -> list[Row | Exception]:
+        """Outcomes of entries that failed together, each half run by itself."""
+        if len(entries) == 1:
+            return [error]
+        middle = len(entries) // 2
+        outcomes: list[Row | Exception] = []
+        for half in (entries[:middle], entries[middle:]):
+            try:
+                outcomes += _checked(self._launch(half)(), len(half))
+            except DeviceLost:
+                raise
+            except Exception as half_error:
+                outcomes += self._halves(half, half_error)
+        return outcomes
+
+    def _bury(self) -> None:
+        with self._changed:
+            self._dead = True
+            left = [entry for batch in self._in_flight for entry in batch.entries]
+            left += [entry for entry, _ in self._ready]
+            self._in_flight.clear()
+            self._ready.clear()
+        if left:
+            self._settle(left, [DeviceLost() for _ in left])
+
+
+def _checked(rows: Sequence[Row], count: int) -> list[Row | Exception]:
+    """The rows as a list, where there is one for each entry: with one too few, a caller would get another's."""
+    if len(rows) != count:
+        raise ValueError(f"the device returned {len(rows)} rows for {count} entries")
+    return list(rows)

@@ -1,0 +1,101 @@
+"""The seam to the model: uint8 pixels in, embeddings out.
+
+Dimension key: B images · C channels · H W pixels · D embedding
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from app.inference.results import Matrix, ModelInfo
+from dino_core.bundle import Bundle
+from dino_core.embedding import EmbeddingModel
+from dino_core.preprocess import Preprocessing
+
+Collect = Callable[[], Matrix]
+
+
+class Embedder(Protocol):
+    """A model on a device. One thread at a time calls it.
+
+    Attributes:
+        model: Which.
+        preprocessing: What turns a file into the pixels that it takes.
+        max_batch: Images of a launch, at most.
+        in_flight: Launches that are worth having on the device at once: 1 where `launch` computes before it returns.
+        pinned: Whether pixels should lie in page-locked memory.
+    """
+
+    model: ModelInfo
+    preprocessing: Preprocessing
+    max_batch: int
+    in_flight: int
+    pinned: bool
+
+    def launch(self, chunks: Sequence[Tensor]) -> Collect:
+        """Starts on a batch.
+
+        Args:
+            chunks: uint8 [B_i, C, H, W], resized and cropped; one after the other they are the batch. They must stay
+                as they are until the rows are collected.
+
+        Returns:
+            What waits for the rows and returns them: float32 [B, D], in the order of the images.
+        """
+        ...
+
+
+def batch_sizes(max_batch: int) -> tuple[int, ...]:
+    """1, 2, 4, … and `max_batch`: the sizes that are warmed up, and on CUDA the only ones that run."""
+    powers = [2**power for power in range(max_batch.bit_length()) if 2**power < max_batch]
+    return (*powers, max_batch)
+
+
+def model_info(bundle: Bundle) -> ModelInfo:
+    """What responses say about the bundle's model."""
+    manifest = bundle.manifest
+    return ModelInfo(manifest.id, manifest.fingerprint, manifest.embedding_dimension)
+
+
+class TorchEmbedder:
+    """The model on the CPU, in float32, at whatever batch size is ready.
+
+    Args:
+        bundle: Loaded on the CPU.
+        max_batch: Above 8 a CPU gains little per image, and those who wait behind the batch lose.
+    """
+
+    in_flight = 1
+    pinned = False
+
+    def __init__(self, bundle: Bundle, *, max_batch: int = 8) -> None:
+        self.model = model_info(bundle)
+        self.preprocessing = bundle.manifest.preprocessing
+        self.max_batch = max_batch
+        self._network: EmbeddingModel = bundle.model
+
+    def launch(self, chunks: Sequence[Tensor]) -> Collect:
+        """Computes at once; see `Embedder.launch`."""
+        pixels_BCHW = chunks[0] if len(chunks) == 1 else torch.cat(list(chunks))
+        with torch.inference_mode():
+            embeddings_BD: Matrix = self._network(pixels_BCHW).numpy()
+        return lambda: embeddings_BD
+
+
+def make_embedder(bundle: Bundle, *, max_batch: int | None = None) -> Embedder:
+    """The embedder for the device that the bundle's model is on.
+
+    Args:
+        bundle: Loaded.
+        max_batch: None for the device's default.
+    """
+    # Here, so that a service on the CPU never imports what it can't use.
+    from app.inference.cuda import CudaEmbedder  # noqa: PLC0415
+
+    device = next(bundle.model.parameters()).device
+    sizes = {} if max_batch is None else {"max_batch": max_batch}
+    if device.type == "cuda":
+        return CudaEmbedder(bundle, **sizes)
+    return TorchEmbedder(bundle, **sizes)
