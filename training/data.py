@@ -1,0 +1,346 @@
+"""A folder of images -> batches of canvases, in an order that is a function of (seed, epoch).
+
+A canvas is an image squashed to a square of a fixed size, uint8; its original height and width travel along,
+so that `dino_core.augment` draws crops in the original's proportions. Nothing random happens here but the
+order.
+
+This module knows nothing of views, networks or devices.
+
+Dimension key: N images of the data set · B images of a batch · C channels · H W pixels
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dino_core.errors import ImageError
+from dino_core.preprocess import decode
+from dino_core.randomness import shuffled, streams
+from training.errors import DataError
+
+IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+_PREFETCHED_BATCHES = 2  # one in the making while the next waits; more only costs memory
+_MOST_WORKERS = 8
+_REPLACEMENTS = -2  # the stream of dino_core.randomness from which stand-ins for unreadable images are drawn
+
+
+class UnreadableImage(Exception):
+    """One file gives no canvas; the message is the reason, for the user."""
+
+
+class Canvas(NamedTuple):
+    """One image, squashed."""
+
+    pixels_CHW: Tensor
+    """uint8 [3, canvas_px, canvas_px]; the memory may be channels-last."""
+    size_px: tuple[int, int]
+    """Height and width before it was squashed: upright, and for large JPEGs a half, quarter or eighth."""
+
+
+class Batch(NamedTuple):
+    """What the augmentation needs of B images."""
+
+    pixels_BCHW: Tensor
+    """uint8 canvases."""
+    sizes_px_B2: Tensor
+    """int64, height and width of the originals; stays on the host."""
+    indices_B: Tensor
+    """int64, places in the image list; stays on the host."""
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The images of a folder, sorted, with labels where sub-folders are classes."""
+
+    root: Path
+    names: tuple[str, ...]
+    """Paths below `root`, with forward slashes, sorted part by part."""
+    labels_N: Tensor | None = None
+    """int64; None where folders are no classes."""
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """Where an image lies."""
+        return self.root / self.names[index]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Where all images lie; made anew each time, as text is a third of the memory of paths."""
+        return tuple(self.root / name for name in self.names)
+
+
+def find_images(root: Path) -> ImageList:
+    """Lists the images of a folder, nested or flat.
+
+    Hidden files and folders are left out. Links are followed, but not into a folder that they lie in. The
+    names of the first folders are classes if every image lies in one, there are two or more, and they aren't
+    called train, val or test.
+
+    Args:
+        root: A folder.
+
+    Returns:
+        The same list for the same folder on every machine.
+
+    Raises:
+        DataError: There is no such folder, or no image in it.
+    """
+    if not root.is_dir():
+        kind = "a file" if root.exists() else "not there"
+        raise DataError(f"{root} is {kind}: give a folder of images, flat or with sub-folders")
+    parts = sorted(_image_parts(Path(os.path.realpath(root)), (), frozenset()))
+    if not parts:
+        raise DataError(
+            f"found no image in {root} or its sub-folders: looked for names that end in "
+            f"{', '.join(IMAGE_SUFFIXES)} (capitals too) and skipped those that begin with a dot"
+        )
+    names = tuple("/".join(path) for path in parts)
+    class_names = sorted({path[0] for path in parts})
+    if any(len(path) == 1 for path in parts) or len(class_names) < 2 or _SPLITS.issuperset(class_names):
+        return ImageList(root, names)
+    place = {name: label for label, name in enumerate(class_names)}
+    labels_N = torch.tensor([place[path[0]] for path in parts], dtype=torch.int64)
+    return ImageList(root, names, labels_N, tuple(class_names))
+
+
+def _image_parts(folder: Path, below: tuple[str, ...], inside: frozenset[Path]) -> Iterator[tuple[str, ...]]:
+    """The images under a folder as tuples of names; `inside` are the real folders on the way down."""
+    inside = inside | {folder}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                real = Path(os.path.realpath(entry.path))
+                if real not in inside:  # else a link back up, which would never end
+                    yield from _image_parts(real, (*below, entry.name), inside)
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                yield (*below, entry.name)
+
+
+def load_canvas(path: Path, *, canvas_px: int) -> Canvas:
+    """Reads one file and squashes it to a square: bicubic, antialiased, proportions not kept.
+
+    Large JPEGs are decoded at a half, a quarter or an eighth, as long as no side falls below the canvas.
+
+    Raises:
+        UnreadableImage: The file cannot be read, or is no image that we take.
+    """
+    try:
+        rgb_CHW = decode(path.read_bytes(), shorter_side_px=canvas_px)
+    except ImageError as error:
+        raise UnreadableImage(error.title) from error
+    except OSError as error:
+        raise UnreadableImage(error.strerror or type(error).__name__) from error
+    height_px, width_px = rgb_CHW.shape[-2:]
+    # The memory is channels-last as `decode` gives it, for which torch's uint8 bicubic is vectorised.
+    size = (canvas_px, canvas_px)
+    canvas = torch.nn.functional.interpolate(rgb_CHW[None], size=size, mode="bicubic", antialias=True)
+    return Canvas(canvas[0], (height_px, width_px))
+
+
+class CanvasSource(Protocol):
+    """Where canvases come from: files, or the cache that was made of them."""
+
+    def read(self, index: int) -> Canvas:
+        """The canvas of an image; UnreadableImage if it has none. Called from several threads."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileCanvases:
+    """Canvases decoded from their files each time."""
+
+    images: ImageList
+    canvas_px: int
+
+    def read(self, index: int) -> Canvas:
+        """Decodes one file."""
+        return load_canvas(self.images.path(index), canvas_px=self.canvas_px)
+
+
+class CanvasLoader:
+    """Batches of canvases, epoch by epoch, read ahead by threads (decoders let go of Python's lock).
+
+        order = shuffled(N, seed, epoch)
+        for batch in start_batch … N // batch_size - 1:
+            for row in 0 … batch_size - 1:
+                try order[batch * batch_size + row], and if it can't be read a stand-in, a function of
+                (seed, epoch, place), until one can
+
+    So an epoch is the same whatever the number of workers and wherever it is entered. What is left over when
+    the images don't fill a last batch is left out; another epoch leaves out others.
+
+    Attributes:
+        skipped: Unreadable files by name, with the reason; grows while batches are read.
+    """
+
+    def __init__(
+        self,
+        images: ImageList,
+        *,
+        canvas_px: int,
+        batch_size: int,
+        seed: int,
+        workers: int | None = None,
+        source: CanvasSource | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        """Makes a loader; nothing is read yet.
+
+        Args:
+            images: What `find_images` found.
+            canvas_px: Both sides of a canvas.
+            batch_size: Images of a batch over all processes.
+            seed: The run's.
+            workers: Threads that decode; 0: the caller's own; None: one for each core, at most 8.
+            source: Where canvases come from, as `training.canvas_cache.open_cache` gives; None: the files.
+            pin_memory: Page-locked batches, which a GPU fetches without waiting.
+
+        Raises:
+            DataError: There are fewer images than a batch has.
+        """
+        if not 1 <= batch_size <= len(images):
+            raise DataError(
+                f"the batch size is {batch_size} and {images.root} has {len(images)} images: "
+                f"set a batch size from 1 to {len(images)}, or add images"
+            )
+        self.skipped: dict[str, str] = {}
+        self._images = images
+        self._canvas_px = canvas_px
+        self._batch_size = batch_size
+        self._seed = seed
+        self._source = source if source is not None else FileCanvases(images, canvas_px)
+        self._pin_memory = pin_memory
+        threads = min(_usable_cores(), _MOST_WORKERS) if workers is None else workers
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many full batches the images make."""
+        return len(self._images) // self._batch_size
+
+    def batches(
+        self, epoch: int, *, start_batch: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """The batches of an epoch, from `start_batch` on.
+
+        Args:
+            epoch: Which pass over the data.
+            start_batch: How many to leave out, without reading them.
+            rank: Of this process. It gets rows rank, rank + world_size, … of each batch.
+            world_size: Processes that share a batch; divides the batch size.
+
+        Raises:
+            DataError: No image can be read at all, or the processes can't share a batch.
+        """
+        if self._batch_size % world_size:
+            raise DataError(
+                f"{world_size} processes cannot share a batch of {self._batch_size}: "
+                f"set a batch size that is a multiple of {world_size}"
+            )
+        order_N = shuffled(len(self._images), seed=self._seed, epoch=epoch)
+        places = [
+            np.arange(batch * self._batch_size, (batch + 1) * self._batch_size)[rank::world_size]
+            for batch in range(start_batch, self.batches_per_epoch)
+        ]
+        return self._read_ahead(epoch, order_N, places)
+
+    def close(self) -> None:
+        """Stops the threads; batches that nobody took are dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read_ahead(
+        self, epoch: int, order_N: NDArray[np.int64], places: list[NDArray[np.int64]]
+    ) -> Iterator[Batch]:
+        """Keeps a few batches in the making and gives them out in order."""
+        waiting: deque[tuple[Batch, list[Future[None]]]] = deque()
+        upcoming = iter(places)
+        try:
+            while True:
+                while len(waiting) <= _PREFETCHED_BATCHES and (places_B := next(upcoming, None)) is not None:
+                    waiting.append(self._begin(epoch, order_N, places_B))
+                if not waiting:
+                    return
+                batch, rows = waiting.popleft()
+                for row in rows:
+                    row.result()
+                yield batch
+        finally:
+            for _, rows in waiting:
+                for row in rows:
+                    row.cancel()
+
+    def _begin(
+        self, epoch: int, order_N: NDArray[np.int64], places_B: NDArray[np.int64]
+    ) -> tuple[Batch, list[Future[None]]]:
+        """A batch whose rows are filled by the threads, or at once if there are none."""
+        size, side = len(places_B), self._canvas_px
+        batch = Batch(
+            torch.empty(size, 3, side, side, dtype=torch.uint8, pin_memory=self._pin_memory),
+            torch.empty(size, 2, dtype=torch.int64),
+            torch.empty(size, dtype=torch.int64),
+        )
+        arguments = [(batch, row, epoch, order_N, int(place)) for row, place in enumerate(places_B)]
+        if self._pool is None:
+            for argument in arguments:
+                self._fill(*argument)
+            return batch, []
+        return batch, [self._pool.submit(self._fill, *argument) for argument in arguments]
+
+    def _fill(self, batch: Batch, row: int, epoch: int, order_N: NDArray[np.int64], place: int) -> None:
+        """Reads the image of a place, or its stand-in, into a row."""
+        for index in self._candidates(epoch, order_N, place):
+            if self._images.names[index] in self.skipped:
+                continue
+            try:
+                canvas = self._source.read(index)
+            except UnreadableImage as error:
+                self.skipped[self._images.names[index]] = str(error)
+                continue
+            # By numpy: torch would start a team of OpenMP threads for the copy in each decoding thread.
+            batch.pixels_BCHW.numpy()[row] = canvas.pixels_CHW.numpy()
+            batch.sizes_px_B2.numpy()[row] = canvas.size_px
+            batch.indices_B.numpy()[row] = index
+            return
+        name, reason = next(iter(self.skipped.items()))
+        raise DataError(
+            f"none of the {len(self._images)} images in {self._images.root} can be read; {name}: {reason}"
+        )
+
+    def _candidates(self, epoch: int, order_N: NDArray[np.int64], place: int) -> Iterator[int]:
+        """The image of a place, then every image once, from a point that depends on the place alone."""
+        yield int(order_N[place])
+        stream = streams(seed=self._seed, epoch=epoch, crop=_REPLACEMENTS, indices_B=np.array([place]))
+        start = int(stream[0]) % len(order_N)
+        yield from (int(index) for index in np.roll(order_N, -start))
+
+
+def _usable_cores() -> int:
+    """Cores that this process may use, where the system says so."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
