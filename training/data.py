@@ -10,7 +10,7 @@ Dimension key: N images of the data set · B images of a batch · C channels · 
 """
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from dino_core.preprocess import decode
 from dino_core.randomness import shuffled, streams
 from training.errors import DataError
 
-IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _PREFETCHED_BATCHES = 2  # one in the making while the next waits; more only costs memory
 _MOST_WORKERS = 8
@@ -102,11 +102,14 @@ def find_images(root: Path) -> ImageList:
     if not root.is_dir():
         kind = "a file" if root.exists() else "not there"
         raise DataError(f"{root} is {kind}: give a folder of images, flat or with sub-folders")
-    parts = sorted(_image_parts(Path(os.path.realpath(root)), (), frozenset()))
+    files = sorted(_files_below(Path(os.path.realpath(root)), (), frozenset()))
+    parts = [path for path in files if path[-1].lower().endswith(IMAGE_SUFFIXES)]
     if not parts:
+        others = Counter(Path(path[-1]).suffix or "no ending" for path in files).most_common(3)
+        found = ", ".join(f"{count} with {suffix}" for suffix, count in others) or "nothing"
         raise DataError(
             f"found no image in {root} or its sub-folders: looked for names that end in "
-            f"{', '.join(IMAGE_SUFFIXES)} (capitals too) and skipped those that begin with a dot"
+            f"{', '.join(IMAGE_SUFFIXES)} and found {found}; names that begin with a dot are skipped"
         )
     names = tuple("/".join(path) for path in parts)
     class_names = sorted({path[0] for path in parts})
@@ -117,19 +120,19 @@ def find_images(root: Path) -> ImageList:
     return ImageList(root, names, labels_N, tuple(class_names))
 
 
-def _image_parts(folder: Path, below: tuple[str, ...], inside: frozenset[Path]) -> Iterator[tuple[str, ...]]:
-    """The images under a folder as tuples of names; `inside` are the real folders on the way down."""
+def _files_below(folder: Path, below: tuple[str, ...], inside: frozenset[Path]) -> Iterator[tuple[str, ...]]:
+    """The files under a folder as tuples of names; `inside` are the real folders on the way down."""
     inside = inside | {folder}
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                real = Path(os.path.realpath(entry.path))
-                if real not in inside:  # else a link back up, which would never end
-                    yield from _image_parts(real, (*below, entry.name), inside)
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            if not entry.is_dir():
                 yield (*below, entry.name)
+                continue
+            real = Path(os.path.realpath(entry.path))
+            if real not in inside:  # else a link back up, which would never end
+                yield from _files_below(real, (*below, entry.name), inside)
 
 
 def load_canvas(path: Path, *, canvas_px: int) -> Canvas:
@@ -226,7 +229,7 @@ class CanvasLoader:
         self._seed = seed
         self._source = source if source is not None else FileCanvases(images, canvas_px)
         self._pin_memory = pin_memory
-        threads = min(_usable_cores(), _MOST_WORKERS) if workers is None else workers
+        threads = min(usable_cores(), _MOST_WORKERS) if workers is None else workers
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
 
     @property
@@ -339,7 +342,7 @@ class CanvasLoader:
         yield from (int(index) for index in np.roll(order_N, -start))
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Cores that this process may use, where the system says so."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -1,0 +1,165 @@
+"""Canvases on disk, memory-mapped: a folder is decoded once, not once an epoch.
+
+A cache is a folder `canvases-<key>` with
+
+    canvases.u8     uint8 [N, 3, canvas_px, canvas_px], nothing else in the file
+    sizes.npy       int64 [N, 2], height and width of each original
+    cache.json      version, canvas side, and which images could not be read, with the reason
+
+The key is a hash of the names, sizes and times of the files and of the canvas side, so a cache is of exactly
+these files or of others. Memory stays flat however many images there are: the pages belong to the system.
+
+Dimension key: N images of the data set
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training.data import Canvas, ImageList, UnreadableImage, load_canvas, usable_cores
+from training.errors import DataError
+
+_VERSION = 1
+_CHUNK = 256  # images handed to the threads at a time: enough to keep them busy, few enough to stop soon
+
+
+class CachedCanvases:
+    """Canvases read from a finished cache; made by `open_cache`."""
+
+    def __init__(self, folder: Path, images: ImageList) -> None:
+        """Maps the files of a cache.
+
+        Raises:
+            DataError: The files don't fit each other; the message says what to delete.
+        """
+        description = json.loads((folder / "cache.json").read_text())
+        side = int(description["canvas_px"])
+        shape = (len(images), 3, side, side)
+        canvases = folder / "canvases.u8"
+        if canvases.stat().st_size != np.prod(shape, dtype=np.int64):
+            raise DataError(f"{canvases} has another size than {len(images)} canvases: delete {folder}")
+        self._names = images.names
+        self._pixels: NDArray[np.uint8] = np.memmap(canvases, dtype=np.uint8, mode="r", shape=shape)
+        self._sizes = np.load(folder / "sizes.npy")
+        self.skipped: dict[str, str] = description["skipped"]
+        """Images that could not be read when the cache was built, with the reason."""
+
+    def read(self, index: int) -> Canvas:
+        """Copies one canvas out of the file; UnreadableImage where there was none to be had."""
+        if (reason := self.skipped.get(self._names[index])) is not None:
+            raise UnreadableImage(reason)
+        height_px, width_px = self._sizes[index].tolist()
+        return Canvas(torch.from_numpy(np.array(self._pixels[index])), (height_px, width_px))
+
+
+def open_cache(
+    images: ImageList,
+    *,
+    canvas_px: int,
+    cache_dir: Path,
+    workers: int | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> CachedCanvases:
+    """Opens the cache of these images, and builds it first if it isn't there.
+
+    Of several processes one builds and the others wait. A build that was killed leaves nothing that is taken
+    for a cache, and the next one clears it away.
+
+    Args:
+        images: What `find_images` found.
+        canvas_px: Both sides of a canvas.
+        cache_dir: Folder for caches, made if it isn't there; one serves many data sets.
+        workers: Threads that decode while building; None: one for each core.
+        on_progress: Called now and then with the number of images done.
+
+    Raises:
+        DataError: The disk is too small, or the cache is damaged.
+    """
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    key = _key(images, canvas_px=canvas_px)
+    folder = cache_dir / f"canvases-{key}"
+    with _only_one(cache_dir / f".{key}.lock"):
+        if not folder.exists():
+            unfinished = cache_dir / f".building-{key}"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            _check_space(images, canvas_px=canvas_px, cache_dir=cache_dir)
+            unfinished.mkdir()
+            _build(images, unfinished, canvas_px=canvas_px, workers=workers, on_progress=on_progress)
+            unfinished.rename(folder)
+    return CachedCanvases(folder, images)
+
+
+def _key(images: ImageList, *, canvas_px: int) -> str:
+    """A hash of what the canvases depend on; a file that is gone counts as one of size and time 0."""
+    digest = hashlib.sha256(f"{_VERSION} {canvas_px}\n".encode())
+    for index, name in enumerate(images.names):
+        try:
+            status = images.path(index).stat()
+            size_bytes, changed_ns = status.st_size, status.st_mtime_ns
+        except OSError:
+            size_bytes, changed_ns = 0, 0
+        digest.update(f"{size_bytes} {changed_ns} ".encode() + os.fsencode(name) + b"\n")
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Waits until no other process holds this lock; the system frees the lock of a process that dies."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _check_space(images: ImageList, *, canvas_px: int, cache_dir: Path) -> None:
+    needed_bytes = len(images) * 3 * canvas_px * canvas_px
+    free_bytes = shutil.disk_usage(cache_dir).free
+    if needed_bytes > free_bytes:
+        raise DataError(
+            f"the cache of {len(images)} canvases takes {needed_bytes / 1e9:.1f} GB and {cache_dir} has "
+            f"{free_bytes / 1e9:.1f} GB free: use another folder, a smaller canvas, or no cache"
+        )
+
+
+def _build(
+    images: ImageList,
+    folder: Path,
+    *,
+    canvas_px: int,
+    workers: int | None,
+    on_progress: Callable[[int], None],
+) -> None:
+    """Decodes every image into the files of a cache, and has them on the disk when it returns."""
+    shape = (len(images), 3, canvas_px, canvas_px)
+    pixels_NCHW = np.memmap(folder / "canvases.u8", dtype=np.uint8, mode="w+", shape=shape)
+    sizes_N2 = np.zeros((len(images), 2), dtype=np.int64)
+    skipped: dict[str, str] = {}
+
+    def store(index: int) -> None:
+        try:
+            canvas = load_canvas(images.path(index), canvas_px=canvas_px)
+        except UnreadableImage as error:
+            skipped[images.names[index]] = str(error)
+            return
+        pixels_NCHW[index] = canvas.pixels_CHW.numpy()
+        sizes_N2[index] = canvas.size_px
+
+    with ThreadPoolExecutor(workers or usable_cores(), thread_name_prefix="canvas-cache") as pool:
+        for start in range(0, len(images), _CHUNK):
+            chunk = range(start, min(start + _CHUNK, len(images)))
+            for _ in pool.map(store, chunk):
+                pass
+            on_progress(chunk.stop)
+    pixels_NCHW.flush()
+    np.save(folder / "sizes.npy", sizes_N2)
+    description = {"version": _VERSION, "canvas_px": canvas_px, "skipped": dict(sorted(skipped.items()))}
+    (folder / "cache.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n")
