@@ -91,11 +91,12 @@ class ProjectionHead(nn.Module):
             embeddings: [..., in_dim]. BatchNorm, if there is one, takes its statistics over all leading axes.
 
         Returns:
-            Logits [..., K], before any temperature. The bottleneck is normalised in float32 even under
-            autocast.
+            Logits [..., K], before any temperature. The bottleneck is normalised in float32 at least,
+            under autocast too.
         """
         bottleneck_ND = cast(Tensor, self.mlp(embeddings.flatten(0, -2)))
-        directions_ND = functional.normalize(bottleneck_ND.float(), dim=-1)
+        precision = torch.promote_types(bottleneck_ND.dtype, torch.float32)
+        directions_ND = functional.normalize(bottleneck_ND.to(precision), dim=-1)
         logits_NK = cast(Tensor, self.last_layer(directions_ND))
         return logits_NK.reshape(*embeddings.shape[:-1], -1)
 

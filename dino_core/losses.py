@@ -226,7 +226,7 @@ def kl(loss_nats: Tensor, teacher_entropy_nats: Tensor) -> Tensor:
 
 
 def _full_precision(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _number_of_pairs(num_student_views: int, num_teacher_views: int) -> int:
