@@ -13,6 +13,7 @@ from torch import Tensor
 from dino_core.resample import separable
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
+_REACH_SIGMAS = 4.0  # what lies further weighs less than 1e-4 of the whole
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, with the digits that torchvision has
 
 
@@ -114,7 +115,7 @@ def blurred(images_BCHW: Tensor, sigmas_px_B: Tensor) -> Tensor:
         A new tensor of the same shape.
     """
     height, width = images_BCHW.shape[-2:]
-    reach_px = math.ceil(4 * float(sigmas_px_B.max()))  # what lies further weighs less than 1e-4 of the whole
+    reach_px = math.ceil(_REACH_SIGMAS * float(sigmas_px_B.max()))
     sigmas_px_B = sigmas_px_B.to(images_BCHW.device)
     down_BHH = gaussian_matrix(sigmas_px_B, size_px=height, reach_px=reach_px)
     across_BWW = (
@@ -134,7 +135,9 @@ def gaussian_matrix(sigmas_px_B: Tensor, *, size_px: int, reach_px: int) -> Tens
     sources = torch.arange(-reach_px, size_px + reach_px, device=device)
     distances = (sources - outputs).float()
     exponents = -(distances * distances) / (2 * sigmas_px_B[:, None, None] ** 2)
-    extended = torch.exp(exponents) * (distances.abs() <= reach_px)
+    # Each kernel ends by its own sigma, so that an image doesn't depend on the batch that it is in.
+    reaches_px_B = torch.ceil(_REACH_SIGMAS * sigmas_px_B)
+    extended = torch.exp(exponents) * (distances.abs() <= reaches_px_B[:, None, None])
     matrix = extended[:, :, reach_px : reach_px + size_px].clone()
     matrix[:, :, 0] += extended[:, :, :reach_px].sum(dim=-1)
     matrix[:, :, -1] += extended[:, :, reach_px + size_px :].sum(dim=-1)

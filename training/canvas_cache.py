@@ -140,7 +140,8 @@ def _build(
 ) -> None:
     """Decodes every image into the files of a cache, and has them on the disk when it returns."""
     shape = (len(images), 3, canvas_px, canvas_px)
-    pixels_NCHW = np.memmap(folder / "canvases.u8", dtype=np.uint8, mode="w+", shape=shape)
+    _reserve(folder / "canvases.u8", size_bytes=int(np.prod(shape, dtype=np.int64)))
+    pixels_NCHW = np.memmap(folder / "canvases.u8", dtype=np.uint8, mode="r+", shape=shape)
     sizes_N2 = np.zeros((len(images), 2), dtype=np.int64)
     skipped: dict[str, str] = {}
 
@@ -163,3 +164,15 @@ def _build(
     np.save(folder / "sizes.npy", sizes_N2)
     description = {"version": _VERSION, "canvas_px": canvas_px, "skipped": dict(sorted(skipped.items()))}
     (folder / "cache.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+
+
+def _reserve(file: Path, *, size_bytes: int) -> None:
+    """Makes a file of this size whose blocks exist.
+
+    In a sparse file a disk that fills up meanwhile would kill the process at the next write to the mapping.
+    """
+    with file.open("wb") as handle:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle.fileno(), 0, size_bytes)
+        else:
+            handle.truncate(size_bytes)
