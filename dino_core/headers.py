@@ -1,14 +1,23 @@
 """What the first bytes of a picture say, read without a decoder: format, size, orientation.
 
-Refusing a picture by its header must cost microseconds and must not hand the bytes to a decoder, so this is plain
-parsing of bytes that may be hostile: every read is bounded, and what does not parse is `None`, never an exception.
+Refusing a picture by its header must cost microseconds and must not hand the bytes to a decoder, so this is
+plain parsing of bytes that may be hostile: every read is bounded, and what does not parse is `None`, never an
+exception.
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+FORMAT_MARKS = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "BMP": (b"BM",),
+}
 ORIENTATION_TAG = 0x0112
 JPEG_END = b"\xff\xd9"
+JPEG_SCAN = 0xDA
 # Markers that carry no length: TEM and the eight restarts.
 JPEG_STANDALONE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})
 JPEG_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -38,17 +47,12 @@ class JpegHeader:
 
 
 def sniff_format(data: bytes) -> str | None:
-    """Names the format that the first bytes announce, in Pillow's spelling; None for all that we don't read."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
+    """Names the format that the first bytes announce, in Pillow's spelling; None for all we don't read."""
+    for image_format, marks in FORMAT_MARKS.items():
+        if data.startswith(marks):
+            return image_format
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WEBP"
-    if data.startswith(b"BM"):
-        return "BMP"
     if data[4:8] == b"ftyp" and _has_avif_brand(data):
         return "AVIF"
     return None
@@ -62,7 +66,8 @@ def stored_size_px(data: bytes, image_format: str) -> tuple[int, int] | None:
         image_format: What `sniff_format` said of it.
 
     Returns:
-        (width, height) in pixels as stored; None where the header is too short, or (AVIF) needs a real parser.
+        (width, height) in pixels as stored; None where the header is too short, or (AVIF) needs a real
+        parser.
     """
     try:
         match image_format:
@@ -89,43 +94,49 @@ def scan_jpeg(data: bytes) -> JpegHeader | None:
     Returns:
         The header; None where the segments are not a clean chain (a decoder may still make sense of them).
     """
-    frame: tuple[int, int, int, int] | None = None
-    frame_marker = 0
+    frame = b""
     exif = b""
-    position = 2
     try:
-        while True:
-            if data[position] != 0xFF:
-                return None
-            while data[position] == 0xFF:  # any number of fill bytes may stand before a marker
-                position += 1
-            marker = data[position]
-            position += 1
-            if marker in JPEG_STANDALONE_MARKERS:
-                continue
-            length = int.from_bytes(data[position : position + 2], "big")
-            if marker == 0xDA:
-                break
-            if length < 2:
-                return None
+        for marker, start, end in _jpeg_segments(data):
             if marker in JPEG_FRAME_MARKERS:
-                frame_marker, frame = marker, struct.unpack_from(">BHHB", data, position + 2)
-            elif marker == 0xE1 and not exif and data.startswith(b"Exif\0\0", position + 2):
-                exif = data[position + 8 : position + length]
-            position += length
+                frame = data[start - 3 : end]  # with its marker, which names the coding process
+            elif marker == 0xE1 and not exif and data.startswith(b"Exif\0\0", start):
+                exif = data[start:end]
+        process, precision_bits, height_px, width_px, components = struct.unpack_from(">BxxBHHB", frame)
     except (IndexError, struct.error):
         return None
-    if frame is None:
-        return None
-    precision_bits, height_px, width_px, components = frame
     return JpegHeader(
         width_px=width_px,
         height_px=height_px,
         components=components,
-        is_common=precision_bits == 8 and frame_marker in JPEG_COMMON_FRAMES,
+        is_common=precision_bits == 8 and process in JPEG_COMMON_FRAMES,
         orientation=exif_orientation(exif),
-        scan_offset=position,
+        scan_offset=end,
     )
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yields (marker, start, end) of each segment's content, the header of the first scan being the last.
+
+    Raises:
+        IndexError: The chain of segments breaks, or the file ends.
+    """
+    position = 2
+    marker = 0
+    while marker != JPEG_SCAN:
+        if data[position] != 0xFF:
+            raise IndexError(position)
+        while data[position] == 0xFF:  # any number of fill bytes may stand before a marker
+            position += 1
+        marker = data[position]
+        position += 1
+        if marker in JPEG_STANDALONE_MARKERS:
+            continue
+        length = data[position] << 8 | data[position + 1]
+        if length < 2:
+            raise IndexError(position)
+        yield marker, position + 2, position + length
+        position += length
 
 
 def exif_orientation(exif: bytes) -> int:
