@@ -48,7 +48,8 @@ class Admission:
 
         Args:
             cost: Of the whole request.
-            deadline_s: A request that would still be waiting then is refused now, while its caller can go elsewhere.
+            deadline_s: A request that would still be waiting then is refused now, while its caller can go
+                elsewhere.
 
         Raises:
             TooLarge: The request is above a budget even of an idle service.
@@ -64,7 +65,7 @@ class Admission:
             if wanted > limit:
                 share_to_finish = (wanted - limit) / held
                 raise Overloaded(
-                    f"the service holds {held:,} {reason} of at most {limit:,}, too many to add this request's",
+                    f"the service holds {held:,} {reason} of at most {limit:,}: no room for this request now",
                     retry_after_s=self._retry_after_s(share_to_finish * self.held.images),
                     reason=reason,
                 )
@@ -117,7 +118,7 @@ class Admission:
         ):
             if actual > limit:
                 raise TooLarge(
-                    f"the request has {actual:,} {what}, above the {limit:,} that the service ever holds: split it",
+                    f"the request has {actual:,} {what}, the service holds at most {limit:,}: split it",
                     limit=limit,
                     actual=actual,
                 )

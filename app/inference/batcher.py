@@ -1,8 +1,8 @@
 """Single entries in, batches to the device, outcomes out. Knows nothing of images.
 
-One thread owns the device. Whenever the device can take a batch it gets what is ready; while it is busy, entries
-gather. Nothing ever waits for a batch to fill, so one caller pays no added time, and batches grow by themselves as
-the load does.
+One thread owns the device. Whenever the device can take a batch it gets what is ready; while it is busy,
+entries gather. Nothing ever waits for a batch to fill, so one caller pays no added time, and batches grow by
+themselves as the load does.
 
 An entry ends in exactly one outcome: its row, the exception that it alone causes, `Dropped` or `DeviceLost`.
 """
@@ -37,8 +37,8 @@ class BatcherConfig:
 
     Attributes:
         max_batch: Entries of a launch, at most.
-        in_flight: Batches that may be on the device at once; above 1 only where `launch` returns before the device
-            has finished, else rows wait for the next batch's end.
+        in_flight: Batches that may be on the device at once; above 1 only where `launch` returns before the
+            device has finished, else rows wait for the next batch's end.
     """
 
     max_batch: int
@@ -63,11 +63,11 @@ class Batcher(Generic[Entry, Row]):
     """Feeds a device from one thread.
 
     Args:
-        launch: Starts the device on some entries and returns what waits for their rows, in the entries' order.
-            Either may raise; the batch is then halved until the guilty entries are alone. `DeviceLost` ends the
-            thread.
-        wanted: Whether anybody still waits for the entry; asked once, right before its launch. After False the
-            entry is settled as `Dropped`.
+        launch: Starts the device on some entries and returns what waits for their rows, in the entries'
+            order. Either may raise; the batch is then halved until the guilty entries are alone. `DeviceLost`
+            ends the thread.
+        wanted: Whether anybody still waits for the entry; asked once, right before its launch. After False
+            the entry is settled as `Dropped`.
         settle: Takes the outcomes of some entries, one call per batch. Must not raise.
         config: Sizes.
         observer: Hears batch size, waits and busy seconds.
@@ -110,7 +110,7 @@ class Batcher(Generic[Entry, Row]):
             raise self._start_error
 
     def put(self, entry: Entry) -> None:
-        """Makes an entry ready for the next launch; from any thread. A dead batcher settles it as `DeviceLost`."""
+        """Makes an entry ready for the next launch, from any thread; if dead, settles it as `DeviceLost`."""
         with self._changed:
             if not self._dead:
                 self._ready.append((entry, time.monotonic()))
@@ -164,7 +164,7 @@ class Batcher(Generic[Entry, Row]):
             self._started.set()
             self._run()
         except BaseException as error:
-            # The thread ends in any case; what counts is that callers hear of it and that `alive` turns False.
+            # The thread ends in any case; what counts is that callers hear of it and `alive` turns False.
             if self._started.is_set():
                 logger.exception("the device thread died; the service must be restarted")
             else:
@@ -184,7 +184,7 @@ class Batcher(Generic[Entry, Row]):
                 self._finish_batch(self._in_flight[0])
 
     def _take(self, *, wait: bool) -> list[Entry]:
-        """Up to a batch of entries that are wanted; empty if none is ready, or, when waiting, if it is time to end."""
+        """Up to a batch of wanted entries; none if none is ready or, when waiting, if it is time to end."""
         entries: list[Entry] = []
         now_s = time.monotonic()
         while len(entries) < self._config.max_batch:
@@ -271,7 +271,7 @@ class Batcher(Generic[Entry, Row]):
 
 
 def _checked(rows: Sequence[Row], count: int) -> list[Row | Exception]:
-    """The rows as a list, where there is one for each entry: with one too few, a caller would get another's."""
+    """The rows, if there is one for each entry: with one too few, a caller would get another's."""
     if len(rows) != count:
         raise ValueError(f"the device returned {len(rows)} rows for {count} entries")
     return list(rows)

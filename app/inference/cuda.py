@@ -42,9 +42,9 @@ class _Graph:
 class CudaEmbedder:
     """The model on one CUDA device.
 
-    A batch is padded to the next of `batch_sizes(max_batch)`; what is in the padding is never returned. Two lanes
-    alternate, so that the next batch's pixels are copied while the present one is computed, and nothing waits for
-    the whole device: only for events.
+    A batch is padded to the next of `batch_sizes(max_batch)`; what is in the padding is never returned. Two
+    lanes alternate, so that the next batch's pixels are copied while the present one is computed, and nothing
+    waits for the whole device: only for events.
 
     Args:
         bundle: Loaded on the device.
@@ -62,8 +62,8 @@ class CudaEmbedder:
         self._device = next(bundle.model.parameters()).device
         self._sizes = batch_sizes(max_batch)
         self._graphs: dict[int, _Graph] = {}
-        self._compute = torch.cuda.Stream(self._device)
-        self._copies = torch.cuda.Stream(self._device)
+        self._compute = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._lanes = itertools.cycle([self._make_lane() for _ in range(self.in_flight)])
 
     def launch(self, chunks: Sequence[Tensor]) -> Collect:
@@ -107,15 +107,13 @@ class CudaEmbedder:
         return collect
 
     def _make_lane(self) -> _Lane:
-        crop_px = self.preprocessing.crop_px
         return _Lane(
-            pixels_BCHW=torch.zeros(
-                (self.max_batch, 3, crop_px, crop_px), dtype=torch.uint8, device=self._device
-            ),
+            pixels_BCHW=self._pixels(self.max_batch),
             rows_BD=torch.empty((self.max_batch, self.model.dimensions), pin_memory=True),
-            copied=torch.cuda.Event(),
-            consumed=torch.cuda.Event(),
-            done=torch.cuda.Event(blocking=True),  # sleeps while it waits, and leaves the core to a decoder
+            copied=torch.cuda.Event(),  # type: ignore[no-untyped-call]
+            consumed=torch.cuda.Event(),  # type: ignore[no-untyped-call]
+            # Sleeps while it waits, and leaves the core to a decoder.
+            done=torch.cuda.Event(blocking=True),  # type: ignore[no-untyped-call]
         )
 
     def _graph(self, size: int) -> _Graph:
@@ -124,8 +122,7 @@ class CudaEmbedder:
         return self._graphs[size]
 
     def _capture(self, size: int) -> _Graph:
-        crop_px = self.preprocessing.crop_px
-        pixels_BCHW = torch.zeros((size, 3, crop_px, crop_px), dtype=torch.uint8, device=self._device)
+        pixels_BCHW = self._pixels(size)
         self._compute.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._compute):
             for _ in range(_WARM_UP_RUNS):
@@ -135,6 +132,12 @@ class CudaEmbedder:
         with torch.cuda.graph(graph, stream=self._compute):
             rows_BD = self._forward(pixels_BCHW)
         return _Graph(graph, pixels_BCHW, rows_BD)
+
+    def _pixels(self, size: int) -> Tensor:
+        crop_px = self.preprocessing.crop_px
+        black_BCHW = torch.zeros((size, 3, crop_px, crop_px), dtype=torch.uint8, device=self._device)
+        # The memory order of the host's pixels, so that copies are plain.
+        return black_BCHW.contiguous(memory_format=torch.channels_last)
 
     def _forward(self, pixels_BCHW: Tensor) -> Tensor:
         # Autocast's cache of cast weights must not outlive a capture: a replay would read freed memory.

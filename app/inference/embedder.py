@@ -24,7 +24,8 @@ class Embedder(Protocol):
         model: Which.
         preprocessing: What turns a file into the pixels that it takes.
         max_batch: Images of a launch, at most.
-        in_flight: Launches that are worth having on the device at once: 1 where `launch` computes before it returns.
+        in_flight: Launches that are worth having on the device at once: 1 where `launch` computes before it
+            returns.
         pinned: Whether pixels should lie in page-locked memory.
     """
 
@@ -38,8 +39,8 @@ class Embedder(Protocol):
         """Starts on a batch.
 
         Args:
-            chunks: uint8 [B_i, C, H, W], resized and cropped; one after the other they are the batch. They must stay
-                as they are until the rows are collected.
+            chunks: uint8 [B_i, C, H, W], resized and cropped; one after the other they are the batch. They
+                must stay as they are until the rows are collected.
 
         Returns:
             What waits for the rows and returns them: float32 [B, D], in the order of the images.
@@ -82,20 +83,3 @@ class TorchEmbedder:
         with torch.inference_mode():
             embeddings_BD: Matrix = self._network(pixels_BCHW).numpy()
         return lambda: embeddings_BD
-
-
-def make_embedder(bundle: Bundle, *, max_batch: int | None = None) -> Embedder:
-    """The embedder for the device that the bundle's model is on.
-
-    Args:
-        bundle: Loaded.
-        max_batch: None for the device's default.
-    """
-    # Here, so that a service on the CPU never imports what it can't use.
-    from app.inference.cuda import CudaEmbedder  # noqa: PLC0415
-
-    device = next(bundle.model.parameters()).device
-    sizes = {} if max_batch is None else {"max_batch": max_batch}
-    if device.type == "cuda":
-        return CudaEmbedder(bundle, **sizes)
-    return TorchEmbedder(bundle, **sizes)

@@ -28,7 +28,13 @@ class PixelRing:
     """
 
     def __init__(self, slots: int, size_px: int, *, pinned: bool = False) -> None:
-        self.pixels_RCHW = torch.empty((slots, 3, size_px, size_px), dtype=torch.uint8, pin_memory=pinned)
+        # Channels last, as decoders write: a copy into a slot, or out of it, moves whole rows.
+        self.pixels_RCHW = torch.empty(
+            (slots, 3, size_px, size_px),
+            dtype=torch.uint8,
+            pin_memory=pinned,
+            memory_format=torch.channels_last,
+        )
         # First in, first out, so that slots of neighbouring pictures are mostly neighbours: see `chunks`.
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(slots):

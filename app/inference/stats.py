@@ -1,7 +1,7 @@
 """What the engine tells about itself: two calls, which telemetry turns into metrics.
 
-Names are those of the Prometheus metrics without their prefix; labels are bounded. Calls come from any thread and
-must be short: they run between a decoder's images and on the device thread.
+Names are those of the Prometheus metrics without their prefix; labels are bounded. Calls come from any thread
+and must be short: they run between a decoder's images and on the device thread.
 """
 
 import threading
@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from typing import Literal, Protocol
 
 CounterName = Literal[
-    "images_total",  # label: outcome, one of embedded | failed | dropped; each image of an admitted request once
+    "images_total",  # label: outcome, embedded | failed | dropped; each image of an admitted request, once
     "image_errors_total",  # label: reason, an ImageFailure's code
     "rejected_total",  # label: reason, an Overloaded's reason; requests, not images
     "cancelled_total",  # requests whose caller left before the answer

@@ -13,11 +13,12 @@ _native_threads_lock = threading.Lock()
 def cpu_budget(cgroup_root: Path = _CGROUP_ROOT) -> int:
     """Cores that this process may keep busy: its affinity, and a container's quota where that is smaller.
 
-    `os.cpu_count` knows neither: in a container limited to two cores of 64 it says 64, and 64 decoders on two cores
-    starve the model.
+    `os.cpu_count` knows neither: in a container limited to two cores of 64 it says 64, and 64 decoders on two
+    cores starve the model.
 
     Args:
-        cgroup_root: Where the control groups are mounted; version 2 (`cpu.max`) and 1 (`cpu/cpu.cfs_*`) are read.
+        cgroup_root: Where the control groups are mounted; version 2 (`cpu.max`) and 1 (`cpu/cpu.cfs_*`) are
+            read.
 
     Returns:
         At least 1.
@@ -42,12 +43,12 @@ def _cgroup_quota_cores(root: Path) -> float | None:
 
 
 def use_native_threads(count: int) -> None:
-    """Lets torch use `count` native threads for work that the calling thread starts; other threads keep theirs.
+    """Lets torch use `count` native threads for what the calling thread starts; others keep theirs.
 
-    OpenMP's number of threads belongs to the thread that asks for work, yet torch gives every new thread the number
-    that was set last, whoever set it. Reading the number makes the calling thread take it now, before another
-    thread sets a different one. A decoder that skipped this would start its own pool of as many threads as there
-    are cores: eight decoders on eight cores would be 64 threads.
+    OpenMP's number of threads belongs to the thread that asks for work, yet torch gives every new thread the
+    number that was set last, whoever set it. Reading the number makes the calling thread take it now, before
+    another thread sets a different one. A decoder that skipped this would start its own pool of as many
+    threads as there are cores: eight decoders on eight cores would be 64 threads.
     """
     with _native_threads_lock:
         torch.set_num_threads(count)

@@ -1,0 +1,228 @@
+"""From an admitted picture to its row: hash, decode, slot, batch. Runs on threads; knows no event loop.
+
+    picture ─► decode pool ─► cache: stored? shared? ─► slot of the ring ─► batcher ─► embedder
+                    └──────────────────┴── settled ◄──────────────────────────┘
+
+Every picture that is submitted is settled exactly once, whatever happens to it.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.inference.batcher import Batcher, BatcherConfig, DeviceLost, Dropped
+from app.inference.cache import EmbeddingCache, Joined
+from app.inference.decode import DecodePool
+from app.inference.embedder import Embedder, batch_sizes
+from app.inference.results import ImageFailure, Matrix
+from app.inference.ring import PixelRing, RingClosed
+from app.inference.stats import Observer
+from app.inference.threads import use_native_threads
+from app.inference.work import Picture, Row, Work
+from dino_core.errors import ImageError
+from dino_core.preprocess import ImageLimits, load_pixels
+
+Outcome = Row | Dropped | DeviceLost
+Settlement = tuple[list[Picture], Outcome]
+
+_UNFORESEEN = ImageFailure("undecodable_image", "The image could not be decoded.")
+_NO_EMBEDDING = ImageFailure(
+    "embedding_failed", "The model gave no embedding for this image; others of the request are not affected."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """Threads and bounds of the pipeline.
+
+    Attributes:
+        decode_threads: Threads that decode.
+        compute_threads: Native threads of the device thread: what computes where the device is the CPU.
+        cache_rows: Embeddings to keep by content.
+        limits: What a picture may ask of a decoder.
+    """
+
+    decode_threads: int
+    compute_threads: int
+    cache_rows: int
+    limits: ImageLimits
+
+
+class Pipeline:
+    """The threads between admission and answer.
+
+    Args:
+        embedder: The model.
+        settled: Hears how pictures ended; called from any thread, and must neither block nor raise.
+        config: Threads and bounds.
+        observer: Hears durations and counts.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        settled: Callable[[list[Settlement]], None],
+        *,
+        config: PipelineConfig,
+        observer: Observer,
+    ) -> None:
+        self._embedder = embedder
+        self._settled = settled
+        self._config = config
+        self._observer = observer
+        self._abandoned = False
+        self._cache = EmbeddingCache(embedder.model.fingerprint, max_rows=config.cache_rows)
+        # Launched batches, the next one gathering, and one slot in each decoder's hands.
+        slots = (embedder.in_flight + 2) * embedder.max_batch + config.decode_threads
+        self._ring = PixelRing(slots, embedder.preprocessing.crop_px, pinned=embedder.pinned)
+        self._decoders: DecodePool[Work] = DecodePool(
+            self._decode, failed=self._decode_failed, threads=config.decode_threads
+        )
+        self.batcher: Batcher[Work, Row] = Batcher(
+            self._launch,
+            wanted=self._still_wanted,
+            settle=self._settle_batch,
+            config=BatcherConfig(max_batch=embedder.max_batch, in_flight=embedder.in_flight),
+            observer=observer,
+        )
+
+    def start(self) -> None:
+        """Starts the threads and warms the model up; blocks until that is done.
+
+        Raises:
+            Exception: What the model raised for black pictures.
+        """
+        # Decoders first: a thread takes the number of native threads that was set last; see
+        # `use_native_threads`.
+        self._decoders.start()
+        try:
+            self.batcher.start(self._warm_up)
+        except BaseException:
+            self.close(drain=False, timeout_s=None)
+            raise
+
+    def submit(self, picture: Picture) -> None:
+        """Sends a file on its way."""
+        self._decoders.put(Work([picture]))
+
+    def submit_pixels(self, picture: Picture, pixels_CHW: Tensor) -> None:
+        """Sends pixels of the model's size on their way; they must stay as they are until settled."""
+        self.batcher.put(Work([picture], pixels_CHW=pixels_CHW))
+
+    def close(self, *, drain: bool, timeout_s: float | None) -> None:
+        """Ends the threads.
+
+        Args:
+            drain: Finish what was submitted; otherwise settle it as `DeviceLost`.
+            timeout_s: For each thread; one that hangs is left behind.
+        """
+        if not drain:
+            self._abandoned = True
+            self._ring.close()
+        self._decoders.close(timeout_s=timeout_s)
+        self.batcher.close(drain=drain, timeout_s=timeout_s)
+
+    @property
+    def alive(self) -> bool:
+        """Whether all threads run."""
+        return self._decoders.alive and self.batcher.alive
+
+    @property
+    def depth(self) -> int:
+        """Pictures that wait for a decoder or for the device."""
+        return self._decoders.depth + self.batcher.depth
+
+    def _decode(self, work: Work) -> None:
+        """Begins a picture's work, on a decoder's thread; an exception from here is `_decode_failed`'s."""
+        started_s = time.perf_counter()
+        if self._abandoned:
+            return self._end(work, DeviceLost())
+        if not self._still_wanted(work):
+            return self._end(work, Dropped())
+        (picture,) = work.pictures  # nobody has joined yet
+        picture.sha256 = hashlib.sha256(picture.data).digest()
+        match self._cache.join(picture, work):
+            case Joined.FOLLOWS:
+                return self._observer.count("cache_hits_total", label="in_flight")
+            case Joined.LEADS:
+                return self._fill_slot(work, picture.data, started_s)
+            case stored:
+                self._observer.count("cache_hits_total", label="stored")
+                return self._settled([([picture], stored)])
+
+    def _fill_slot(self, work: Work, data: bytes, started_s: float) -> None:
+        try:
+            work.slot = self._ring.acquire()
+            # The wait may have been long.
+            if not self._still_wanted(work):
+                return self._end(work, Dropped())
+            pixels_CHW = load_pixels(data, self._embedder.preprocessing, limits=self._config.limits)
+            self._ring.pixels_RCHW[work.slot].copy_(pixels_CHW)
+        except RingClosed:
+            return self._end(work, DeviceLost())
+        except ImageError as error:
+            return self._end(
+                work, ImageFailure(error.code, error.title, limit=error.limit, actual=error.actual)
+            )
+        self._observer.observe("decode_seconds", time.perf_counter() - started_s)
+        return self.batcher.put(work)
+
+    def _decode_failed(self, work: Work) -> None:
+        self._end(work, _UNFORESEEN)
+
+    def _still_wanted(self, work: Work) -> bool:
+        return self._cache.still_wanted(work, time.monotonic())
+
+    def _warm_up(self) -> None:
+        use_native_threads(self._config.compute_threads)
+        crop_px = self._embedder.preprocessing.crop_px
+        for size in batch_sizes(self._embedder.max_batch):
+            self._embedder.launch([torch.zeros((size, 3, crop_px, crop_px), dtype=torch.uint8)])()
+
+    def _launch(self, works: list[Work]) -> Callable[[], list[Row]]:
+        """Starts the model on the works' pixels, in the order of slots, so that copies are few."""
+        by_slot = sorted((work.slot, place) for place, work in enumerate(works) if work.slot is not None)
+        sent = [(work.pixels_CHW, place) for place, work in enumerate(works) if work.pixels_CHW is not None]
+        chunks = self._ring.chunks(slot for slot, _ in by_slot)
+        chunks += [pixels_CHW[None] for pixels_CHW, _ in sent]
+        places = [place for _, place in by_slot] + [place for _, place in sent]
+        collect = self._embedder.launch(chunks)
+        return lambda: _rows_in_place(collect(), places)
+
+    def _settle_batch(self, works: list[Work], outcomes: list[Row | Exception]) -> None:
+        settlements: list[Settlement] = []
+        for work, outcome in zip(works, outcomes, strict=True):
+            match outcome:
+                case Dropped() | DeviceLost() | ImageFailure():
+                    settlements.append(self._finish(work, outcome))
+                case Exception():
+                    settlements.append(self._finish(work, _NO_EMBEDDING))
+                case _:
+                    settlements.append(self._finish(work, outcome))
+        self._settled(settlements)
+
+    def _end(self, work: Work, outcome: Outcome) -> None:
+        self._settled([self._finish(work, outcome)])
+
+    def _finish(self, work: Work, outcome: Outcome) -> Settlement:
+        """Takes the work out of the cache's flight and the ring; from then on nobody can join it."""
+        self._cache.finish(work, outcome if isinstance(outcome, np.ndarray) else None)
+        if work.slot is not None:
+            self._ring.release(work.slot)
+        return work.pictures, outcome
+
+
+def _rows_in_place(rows_BD: Matrix, places: list[int]) -> list[Row]:
+    """Rows in the order of the works; a row that isn't finite is its own image's failure."""
+    rows_BD.setflags(write=False)  # several callers may get the same row
+    finite_B: list[bool] = np.isfinite(rows_BD).all(axis=1).tolist()
+    in_place: list[Row] = [_NO_EMBEDDING] * len(places)
+    for row, is_finite, place in zip(rows_BD, finite_B, places, strict=True):
+        if is_finite:
+            in_place[place] = row
+    return in_place
