@@ -63,14 +63,16 @@ def save_checkpoint(directory: Path, state: TrainState, config: RunConfig) -> Pa
         }
         write_synced(temporary / TENSORS_FILE, tensors)
         write_synced(temporary / DESCRIPTION_FILE, json.dumps(description, indent=1).encode())
-        shutil.rmtree(final, ignore_errors=True)  # there already when a run is stopped right after a checkpoint
+        shutil.rmtree(
+            final, ignore_errors=True
+        )  # there already when a run is stopped right after a checkpoint
         temporary.rename(final)
         sync_directory(directory)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"the checkpoint of step {state.step} cannot be written to {directory} ({error.strerror}): make room or "
-            "set --run_dir to another disk, then go on with --resume from the checkpoint before"
+            f"the checkpoint of step {state.step} cannot be written to {directory} ({error.strerror}): make "
+            "room or set --run_dir to another disk, then go on with --resume from the checkpoint before"
         ) from error
     for old in checkpoints_in(directory)[config.checkpoints.keep :]:
         shutil.rmtree(old, ignore_errors=True)
@@ -102,13 +104,19 @@ def load_checkpoint(
     try:
         tensors_file = (path / TENSORS_FILE).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path / TENSORS_FILE} cannot be read: the checkpoint is half-written") from error
+        raise CheckpointError(
+            f"{path / TENSORS_FILE} cannot be read: the checkpoint is half-written"
+        ) from error
     if hashlib.sha256(tensors_file).hexdigest() != description["sha256"]:
-        raise CheckpointError(f"{path / TENSORS_FILE} is not what was written (its SHA-256 differs): it is damaged")
+        raise CheckpointError(
+            f"{path / TENSORS_FILE} is not what was written (its SHA-256 differs): it is damaged"
+        )
     try:
         saved = RunConfig.model_validate(description["config"])
     except ValidationError as error:
-        raise CheckpointError(f"{path} has settings that this version refuses: {sentence_of(error)}") from error
+        raise CheckpointError(
+            f"{path} has settings that this version refuses: {sentence_of(error)}"
+        ) from error
     if config is not None:
         _refuse_other_networks(path, saved, config)
     state = new_state(saved, device=device)
@@ -174,7 +182,9 @@ def _restore(state: TrainState, tensors: dict[str, Tensor]) -> None:
     state.center_K.copy_(tensors.pop("center"))
     for role, network in (("student", state.student), ("teacher", state.teacher)):
         names = [name for name in tensors if name.startswith(f"{role}.")]
-        network.load_state_dict({name.removeprefix(f"{role}."): tensors.pop(name) for name in names}, strict=True)
+        network.load_state_dict(
+            {name.removeprefix(f"{role}."): tensors.pop(name) for name in names}, strict=True
+        )
     parameters = dict(state.student.named_parameters())
     for full_name, tensor in tensors.items():
         kind, key, name = full_name.split(".", 2)
@@ -194,8 +204,14 @@ def _description_of(path: Path) -> dict[str, Any]:
             f"{path / DESCRIPTION_FILE} cannot be read: {path} is no checkpoint, or a half-written one"
         ) from error
     except ValueError as error:
-        raise CheckpointError(f"{path / DESCRIPTION_FILE} is not JSON: the checkpoint is half-written") from error
-    found = (description.get("format"), description.get("format_version")) if isinstance(description, dict) else None
+        raise CheckpointError(
+            f"{path / DESCRIPTION_FILE} is not JSON: the checkpoint is half-written"
+        ) from error
+    found = (
+        (description.get("format"), description.get("format_version"))
+        if isinstance(description, dict)
+        else None
+    )
     if found != (FORMAT, FORMAT_VERSION):
         raise CheckpointError(
             f"{path} says that its format is {found}, and this version reads {(FORMAT, FORMAT_VERSION)}: "
@@ -212,8 +228,8 @@ def _refuse_other_networks(path: Path, saved: RunConfig, config: RunConfig) -> N
         if getattr(saved, part) != getattr(config, part):
             changed = [change for change in differences(saved, config) if change.startswith(f"{part}.")]
             raise CheckpointError(
-                f"{path} was made with other settings: {', '.join(changed)}; resume with those of the checkpoint, or "
-                "start a new run in another --run_dir"
+                f"{path} was made with other settings: {', '.join(changed)}; resume with those of the "
+                "checkpoint, or start a new run in another --run_dir"
             )
 
 

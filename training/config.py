@@ -1,11 +1,12 @@
 """The settings of a run: one frozen model for each part, checked when made.
 
-A default is the value of the official ImageNet run of ViT-S/16 (facebookresearch/dino, `main_dino.py`, 100 epochs);
-a recipe in `training.recipes` names every value in which it differs. Everything that is counted is counted in steps
-(one step = one update of the student), so that an "epoch" cannot mean two things.
+A default is the value of the official ImageNet run of ViT-S/16 (facebookresearch/dino, `main_dino.py`, 100
+epochs); a recipe in `training.recipes` names every value in which it differs. Everything that is counted is
+counted in steps (one step = one update of the student), so that an "epoch" cannot mean two things.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
@@ -96,7 +97,9 @@ class CropsConfig(Part):
         for name in ("global_area", "local_area", "blur_sigma_px"):
             low, high = getattr(self, name)
             if low > high or high == 0:
-                raise ValueError(f"{name} is ({low}, {high}): give the smaller number first, the other above 0")
+                raise ValueError(
+                    f"{name} is ({low}, {high}): give the smaller number first, the other above 0"
+                )
         return self
 
     def views(self) -> tuple[View, ...]:
@@ -144,8 +147,8 @@ class LossConfig(Part):
         for name in ("teacher_temperature", "teacher_temperature_start"):
             if getattr(self, name) > self.student_temperature:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, above student_temperature ({self.student_temperature}): "
-                    "the teacher must be the sharper one, so lower it"
+                    f"{name} is {getattr(self, name)}, above student_temperature "
+                    f"({self.student_temperature}): the teacher must be the sharper one, so lower it"
                 )
         return self
 
@@ -186,7 +189,7 @@ class OptimizerConfig(Part):
     """First steps in which the prototypes stand still; longer if the loss falls to nothing."""
 
 
-class DataConfig(Part):
+class LoadingConfig(Part):
     """How images are read."""
 
     canvas_px: Count = 288
@@ -194,7 +197,9 @@ class DataConfig(Part):
     workers: Annotated[int, Field(ge=0)] = 8
     """Threads that decode ahead of the training."""
     cache: bool = True
-    """Keep decoded images on disk in the run directory, so that each file is decoded once."""
+    """Keep decoded images on disk, so that each file is decoded once."""
+    cache_dir: Path | None = None
+    """Where the decoded images are kept; a folder in the run directory if not given."""
 
 
 class EvaluationConfig(Part):
@@ -251,13 +256,15 @@ class RunConfig(Part):
     """`auto` takes a GPU when there is one."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 computes the networks in half the bits; losses, centre and weights stay in float32."""
+    log_every_steps: Count = 10
+    """Steps between two lines of the log."""
     backbone: BackboneConfig = BackboneConfig()
     head: HeadConfig = HeadConfig()
     crops: CropsConfig = CropsConfig()
     loss: LossConfig = LossConfig()
     teacher: TeacherConfig = TeacherConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    data: DataConfig = DataConfig()
+    loading: LoadingConfig = LoadingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
@@ -318,7 +325,7 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
 def _differences(old: Mapping[str, object], new: Mapping[str, object], *, prefix: str) -> list[str]:
     found: list[str] = []
     for key, value in old.items():
-        other = new[key] if key in new else None
+        other = new.get(key)
         if isinstance(value, dict) and isinstance(other, dict) and key != "model_kwargs":
             found += _differences(value, other, prefix=f"{prefix}{key}.")
         elif value != other:

@@ -1,7 +1,7 @@
-"""Several processes that train as one, under `torchrun`; a single process needs no launcher and meets no-ops here.
+"""Several processes that train as one, under `torchrun`; a single process needs no launcher.
 
-Gradients are averaged after the backward pass of a whole step, by hand rather than by a wrapper: that is correct with
-accumulated parts and leaves the network's parameter names as they are.
+Gradients are averaged after the backward pass of a whole step, by hand rather than by a wrapper: that is
+correct with accumulated parts and leaves the network's parameter names as they are.
 """
 
 import os
@@ -70,6 +70,15 @@ def share_buffers(network: nn.Module) -> None:
 
 
 def _unpack(message: Tensor, tensors: list[Tensor]) -> None:
-    parts = message.split([tensor.numel() for tensor in tensors])
+    parts = torch.split(message, [tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):
         tensor.copy_(part.view(tensor.shape))
+
+
+def any_of(asked: bool, *, world: World, device: torch.device) -> bool:
+    """Whether any process was asked; all get the same answer, so that all stop at the same step."""
+    if world.size == 1:
+        return asked
+    answer = torch.tensor(float(asked), device=device)
+    distributed.all_reduce(answer, distributed.ReduceOp.MAX)
+    return bool(answer)

@@ -1,7 +1,7 @@
 """Runs with a name: each is a function that returns all settings of a run.
 
-A recipe knows how many images there are and, where the user asks for them, the batch size and the number of steps;
-everything that is counted in steps follows from those, so that a shorter run has shorter warm-ups.
+A recipe knows how many images there are and, where the user asks for them, the batch size and the number of
+steps; everything that is counted in steps follows from those, so that a shorter run has shorter warm-ups.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,10 +12,10 @@ from training.config import (
     BackboneConfig,
     CheckpointConfig,
     CropsConfig,
-    DataConfig,
     EvaluationConfig,
     GuardConfig,
     HeadConfig,
+    LoadingConfig,
     LossConfig,
     OptimizerConfig,
     RunConfig,
@@ -55,9 +55,9 @@ Recipe = Callable[[RunSize], RunConfig]
 def cpu(size: RunSize) -> RunConfig:
     """Two cores and about 10,000 small images: a useful teacher in under an hour.
 
-    ResNet-10-T (timm; 4.9 M weights, 20 MB, 512 dimensions) at 64 px. A convolutional network, as it needs no data to
-    learn that pictures are local; with BatchNorm in the head, as the published small runs have it (lightly's
-    Imagenette benchmark, 87.3 % with a ResNet-18 in 75 minutes on an A6000).
+    ResNet-10-T (timm; 4.9 M weights, 20 MB, 512 dimensions) at 64 px. A convolutional network, as it needs
+    no data to learn that pictures are local; with BatchNorm in the head, as the published small runs have it
+    (lightly's Imagenette benchmark, 87.3 % with a ResNet-18 in 75 minutes on an A6000).
     """
     batch_size = size.batch(64)  # small steps, many of them: the paper loses 2 points from batch 1024 to 128
     steps = size.steps_for(20, batch_size=batch_size)
@@ -66,10 +66,11 @@ def cpu(size: RunSize) -> RunConfig:
         steps=steps,
         batch_size=batch_size,
         backbone=BackboneConfig(name="resnet10t", image_size_px=64, drop_path=0.0),
-        # K: 10k images hold no 65,536 clusters; 2048 costs 0.5 M weights, and the head stays cheaper than the network.
+        # K: 10k images hold no 65,536 clusters; 2048 costs 0.5 M weights, and the head stays cheaper than
+        # the network.
         head=HeadConfig(num_prototypes=2048, hidden_dim=1024, bottleneck_dim=256, batch_norm=True),
-        # 64 and 32 px: the student computes 2 * 64^2 + 4 * 32^2 = 12k pixels an image, a tenth of one 384-px picture.
-        # Blur is given in pixels and made for 224 px; 64 px want a third of it.
+        # 64 and 32 px: the student computes 2 * 64^2 + 4 * 32^2 = 12k pixels an image, a tenth of one 384-px
+        # picture. Blur is given in pixels and made for 224 px; 64 px want a third of it.
         crops=CropsConfig(
             global_px=64,
             local_px=32,
@@ -98,7 +99,7 @@ def cpu(size: RunSize) -> RunConfig:
             freeze_last_layer_steps=_at_most(150, steps, share=0.05),  # an epoch of 10k images, as official
         ),
         # 96 px: a crop of a third of the area still has 55 real pixels a side.
-        data=DataConfig(canvas_px=96, workers=2),
+        loading=LoadingConfig(canvas_px=96, workers=2),
         # Objects look larger in random crops than in whole pictures; a larger test picture evens that out
         # (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
         evaluation=EvaluationConfig(
@@ -122,16 +123,20 @@ def smoke(size: RunSize) -> RunConfig:
         crops=CropsConfig(global_px=32, local_px=16, local_count=2, blur_sigma_px=(0.1, 0.4)),
         teacher=TeacherConfig(momentum_start=0.9, momentum_end=1.0),
         optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=_at_most(5, steps, share=0.25), clip="global"),
-        data=DataConfig(canvas_px=48, workers=2, cache=False),
+        loading=LoadingConfig(canvas_px=48, workers=2, cache=False),
         evaluation=EvaluationConfig(
-            every_steps=max(1, steps // 2), max_bank_images=300, max_query_images=100, resize_px=32, crop_px=32
+            every_steps=max(1, steps // 2),
+            max_bank_images=300,
+            max_query_images=100,
+            resize_px=32,
+            crop_px=32,
         ),
         checkpoints=CheckpointConfig(every_steps=10),
     )
 
 
 def vit_small_16_imagenet(size: RunSize) -> RunConfig:
-    """Official ViT-S/16 on ImageNet, 100 epochs at batch 512: 69.3 % k-NN, 74.0 % linear, 1.75 days on 8 V100.
+    """Official ViT-S/16 on ImageNet, 100 epochs: 69.3 % k-NN, 74.0 % linear, 1.75 days on 8 V100.
 
     Source: facebookresearch/dino, README ("vanilla" run) and `main_dino.py` defaults.
     """
@@ -145,11 +150,13 @@ def vit_small_16_imagenet(size: RunSize) -> RunConfig:
         precision="bf16",  # official: float16 with a scaler; bf16 has the same speed and no overflow
         optimizer=OptimizerConfig(
             peak_lr=5e-4 * batch_size / 256,
-            warmup_steps=10 * epoch_steps,
-            freeze_last_layer_steps=epoch_steps,
+            warmup_steps=_at_most(10 * epoch_steps, steps, share=0.1),
+            freeze_last_layer_steps=_at_most(epoch_steps, steps, share=0.1),
         ),
-        data=DataConfig(cache=False),  # 1.28 M canvases of 288 px would take 319 GB
-        evaluation=EvaluationConfig(every_steps=5 * epoch_steps, max_bank_images=50_000, max_query_images=5000),
+        loading=LoadingConfig(cache=False),  # 1.28 M canvases of 288 px would take 319 GB
+        evaluation=EvaluationConfig(
+            every_steps=5 * epoch_steps, max_bank_images=50_000, max_query_images=5000
+        ),
     )
 
 
@@ -176,7 +183,7 @@ def resnet18_imagenette(size: RunSize) -> RunConfig:
             weight_decay_end=5e-4,
             clip="none",
         ),
-        data=DataConfig(canvas_px=160),
+        loading=LoadingConfig(canvas_px=160),
         evaluation=EvaluationConfig(
             every_steps=max(1, steps // 20), neighbours=200, max_bank_images=10_000, max_query_images=4000,
             resize_px=128, crop_px=128,
@@ -188,11 +195,12 @@ def resnet18_imagenette(size: RunSize) -> RunConfig:
 def small_data(size: RunSize) -> RunConfig:
     """Your own pictures, thousands to hundreds of thousands, on one GPU: values follow from their number.
 
-    Steps K, temperature and momentum by the size of the data as lightly-train's DINO does (its documented table), with
-    every warm-up capped at a share of the run: there, a short run never leaves its warm-up.
+    Steps K, temperature and momentum by the size of the data as lightly-train's DINO does (its documented
+    table), with every warm-up capped at a share of the run: there, a short run never leaves its warm-up.
     """
     batch_size = size.batch(128)
-    # 100 passes, and no fewer than 12,500 updates, which is what ImageNet's warm-up alone takes (10 epochs, batch 1024).
+    # 100 passes, and no fewer than 12,500 updates, which is what ImageNet's warm-up alone takes (10 epochs,
+    # batch 1024).
     steps = size.steps or max(12_500, size.steps_for(100, batch_size=batch_size))
     target = _by_size(size.num_images, small=0.02, large=0.07)
     return RunConfig(
@@ -203,8 +211,12 @@ def small_data(size: RunSize) -> RunConfig:
         backbone=BackboneConfig(name="vit_tiny_patch16_224"),
         head=HeadConfig(num_prototypes=prototypes_for(size.num_images)),
         loss=LossConfig(
-            teacher_temperature=round(target, 3),  # a sharper teacher does not collapse to uniform on few images
-            teacher_temperature_start=round(min(target, _by_size(size.num_images, small=0.02, large=0.04)), 3),
+            teacher_temperature=round(
+                target, 3
+            ),  # a sharper teacher does not collapse to uniform on few images
+            teacher_temperature_start=round(
+                min(target, _by_size(size.num_images, small=0.02, large=0.04)), 3
+            ),
             teacher_temperature_warmup_steps=_at_most(37_500, steps, share=0.3),
         ),
         teacher=TeacherConfig(momentum_start=round(_by_size(size.num_images, small=0.99, large=0.996), 4)),

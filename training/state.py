@@ -1,7 +1,7 @@
 """Everything that changes while a network trains, in one place.
 
-Data order, augmentation, schedules and dropped paths are functions of the seed and the step, so this is all that a
-run needs to go on as if it had never stopped.
+Data order, augmentation, schedules and dropped paths are functions of the seed and the step, so this is all
+that a run needs to go on as if it had never stopped.
 """
 
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
             ),
         )
     # Convolutions run faster on pixels whose channels lie together; other layers don't mind.
-    student.to(device=device, memory_format=torch.channels_last)
+    student.to(device).to(memory_format=torch.channels_last)
     student.train()
     return TrainState(
         student=student,
@@ -98,9 +98,7 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
     )
 
 
-def make_optimizer(
-    student: ProjectedNetwork, config: OptimizerConfig, *, device: torch.device
-) -> Optimizer:
+def make_optimizer(student: ProjectedNetwork, config: OptimizerConfig, *, device: torch.device) -> Optimizer:
     """The optimiser of the student's two groups: those that decay and those that don't."""
     groups = weight_decay_groups(student)
     on_gpu = device.type == "cuda"

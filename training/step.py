@@ -1,6 +1,7 @@
 """One update of student, teacher and centre: the whole method on one screen.
 
-Everything that changes is in the `TrainState`; everything that follows from the step's number is in `StepValues`.
+Everything that changes is in the `TrainState`; everything that follows from the step's number is in
+`StepValues`.
 
 Dimension key: T teacher views · S student views · B images · C channels · H W pixels · K prototypes
 
@@ -15,7 +16,14 @@ import torch
 from torch import Tensor
 
 from dino_core.collapse import prototype_usage
-from dino_core.losses import all_reduced, dino_loss, sharpen, teacher_entropy, teacher_logits_sum, updated_center
+from dino_core.losses import (
+    all_reduced,
+    dino_loss,
+    sharpen,
+    teacher_entropy,
+    teacher_logits_sum,
+    updated_center,
+)
 from dino_core.optim import clip_gradients, drop_last_layer_gradients
 from dino_core.schedules import cosine, linear_warmup, warmup_cosine
 from dino_core.teacher import update_teacher
@@ -73,7 +81,10 @@ def values_at(step: int, config: RunConfig) -> StepValues:
             step, start=optimizer.weight_decay_start, end=optimizer.weight_decay_end, total_steps=total_steps
         ),
         teacher_momentum=cosine(
-            step, start=config.teacher.momentum_start, end=config.teacher.momentum_end, total_steps=total_steps
+            step,
+            start=config.teacher.momentum_start,
+            end=config.teacher.momentum_end,
+            total_steps=total_steps,
         ),
         teacher_temperature=linear_warmup(
             step,
@@ -90,13 +101,14 @@ def train_step(
 ) -> StepMetrics:
     """Trains the student on one batch, then moves teacher and centre towards it.
 
-    A batch may come in parts that are computed one after the other: their gradients are averaged, and the centre
-    moves once, to the mean of all of them. Where a gradient is not finite, the batch is left out: weights, buffers,
-    teacher and centre stay as they were.
+    A batch may come in parts that are computed one after the other: their gradients are averaged, and the
+    centre moves once, to the mean of all of them. Where a gradient is not finite, the batch is left out:
+    weights, buffers, teacher and centre stay as they were.
 
     Args:
         state: Changed in place.
-        parts: For each part of equally many images its views [B,C,H,W], the teacher's two first, on the state's device.
+        parts: For each part of equally many images its views [B,C,H,W], the teacher's two first, on the
+            state's device.
         config: Of the run; the schedules are evaluated at the state's step.
         rank: Of this process, so that processes drop different paths.
 
@@ -117,7 +129,9 @@ def train_step(
             probs_TBK = sharpen(teacher_logits_TBK, state.center_K, temperature=now.teacher_temperature)
             with _autocast(state.device, config):
                 student_logits_SBK = state.student(views)
-            loss = dino_loss(student_logits_SBK, probs_TBK, student_temperature=config.loss.student_temperature)
+            loss = dino_loss(
+                student_logits_SBK, probs_TBK, student_temperature=config.loss.student_temperature
+            )
             loss.backward()  # type: ignore[no-untyped-call]
 
             part_sum_K, part_count = teacher_logits_sum(teacher_logits_TBK)
@@ -126,7 +140,9 @@ def train_step(
                 torch.stack([loss.detach(), teacher_entropy(probs_TBK), prototype_usage(probs_TBK)])
             )
 
-    gradient_norm = _finish_gradients(state, config, num_parts=len(measured), last_layer_frozen=now.last_layer_frozen)
+    gradient_norm = _finish_gradients(
+        state, config, num_parts=len(measured), last_layer_frozen=now.last_layer_frozen
+    )
     is_finite = bool(torch.isfinite(gradient_norm))
     if is_finite:
         state.set_rates(learning_rate=now.learning_rate, weight_decay=now.weight_decay)
@@ -158,7 +174,9 @@ def _finish_gradients(
     """Averages gradients over parts and processes, clips them, and lets a frozen last layer rest."""
     parameters = [parameter for parameter in state.student.parameters() if parameter.grad is not None]
     if num_parts > 1:
-        torch._foreach_div_([parameter.grad for parameter in parameters if parameter.grad is not None], num_parts)
+        torch._foreach_div_(
+            [parameter.grad for parameter in parameters if parameter.grad is not None], num_parts
+        )
     average_gradients(parameters)
     share_buffers(state.student)
     clip = config.optimizer.clip

@@ -1,0 +1,75 @@
+"""Names what a run suffers from, and what to change.
+
+The teacher's mean entropy h and the entropy H of its mean answer say all: H - h is what its answer tells
+about which image it saw. Where that is nothing, the run has collapsed, whatever the loss does (Caron et al.
+2021, section 5.3).
+"""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from training.config import GuardConfig
+from training.step import StepMetrics
+
+# Nats of information about the image below which the answers are taken to be the same. A healthy run is
+# above 1; float32 entropies of 65,536 prototypes are exact to about 1e-4.
+LEAST_INFORMATION_NATS = 0.02
+UNIFORM_SHARE = 0.95
+ONE_PROTOTYPE_SHARE = 0.05
+
+
+class Sickness(Enum):
+    """What a run can suffer from; the value is the advice."""
+
+    UNIFORM = (
+        "the teacher gives every prototype the same weight (its entropy is that of a uniform answer, ln K): "
+        "centring won over sharpening. Lower --loss.teacher-temperature, or lengthen "
+        "--loss.teacher-temperature-warmup-steps; with few images lower --head.num-prototypes"
+    )
+    ONE_PROTOTYPE = (
+        "the teacher answers every image with the same prototype: sharpening won over centring. Raise "
+        "--loss.teacher-temperature, lower --loss.center-momentum, lengthen "
+        "--optimizer.freeze-last-layer-steps, or lower --optimizer.peak-lr"
+    )
+    SAME_ANSWER = (
+        "the teacher gives every image the same answer, so there is nothing left to learn. Lower "
+        "--optimizer.peak-lr, raise --teacher.momentum-start, and look at the images: are they all alike?"
+    )
+    NOT_FINITE = (
+        "gradients are NaN or infinite; these steps were skipped, and weights, teacher and centre are as "
+        "before. Lower --optimizer.peak-lr or --optimizer.clip-norm, or use --precision float32"
+    )
+
+
+def diagnose(metrics: StepMetrics, *, num_prototypes: int) -> Sickness | None:
+    """What one step looks like; a single step proves nothing yet."""
+    if not metrics.is_finite:
+        return Sickness.NOT_FINITE
+    mean_answer_entropy = math.log(max(metrics.prototype_usage * num_prototypes, 1e-9))
+    if mean_answer_entropy - metrics.teacher_entropy_nats > LEAST_INFORMATION_NATS:
+        return None
+    share = metrics.teacher_entropy_nats / math.log(num_prototypes)
+    if share > UNIFORM_SHARE:
+        return Sickness.UNIFORM
+    return Sickness.ONE_PROTOTYPE if share < ONE_PROTOTYPE_SHARE else Sickness.SAME_ANSWER
+
+
+@dataclass
+class Guard:
+    """Counts how long a sickness has lasted; it changes nothing of the training."""
+
+    config: GuardConfig
+    num_prototypes: int
+    sickness: Sickness | None = None
+    lasted_steps: int = 0
+
+    def observe(self, metrics: StepMetrics) -> Sickness | None:
+        """Looks at a step, and names a sickness at the moment when it has lasted long enough."""
+        found = diagnose(metrics, num_prototypes=self.num_prototypes)
+        self.lasted_steps = self.lasted_steps + 1 if found is self.sickness else 1
+        self.sickness = found
+        patience = (
+            self.config.max_nonfinite_steps if found is Sickness.NOT_FINITE else self.config.patience_steps
+        )
+        return found if found is not None and self.lasted_steps == patience else None

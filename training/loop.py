@@ -1,0 +1,321 @@
+"""A run from its first step, or the one after its checkpoint, to its bundle; no mathematics here."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from dino_core.augment import augment
+from dino_core.errors import CollapseError
+from training.canvas_cache import open_cache
+from training.checkpoint import load_newest, save_checkpoint
+from training.config import RunConfig
+from training.data import Batch, CanvasLoader, ImageList, find_images
+from training.distributed import World, any_of, join_world, leave_world
+from training.errors import ConfigError, DataError
+from training.export import export_teacher, teacher_model
+from training.guard import Guard, Sickness
+from training.monitor import Monitor, make_monitor
+from training.rundir import (
+    RESULT_FILE,
+    RunDirectory,
+    RunPlan,
+    own_run_directory,
+    training_folder,
+    validation_folder,
+)
+from training.runlog import MetricsLog, Pace, Screen, step_line
+from training.state import TrainState, new_state
+from training.step import train_step, values_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run works with, from start to stop."""
+
+    config: RunConfig
+    directory: RunDirectory
+    images: ImageList
+    loader: CanvasLoader
+    monitor: Monitor | None
+    log: MetricsLog | None
+    screen: Screen
+    world: World
+
+
+def run(plan: RunPlan, run_dir: Path, *, resume: bool, console: Console) -> Path | None:
+    """Trains, and writes the bundle.
+
+    Args:
+        plan: What to train on what, and where it goes.
+        run_dir: Of this run alone.
+        resume: Go on from the newest whole checkpoint.
+        console: For people; programs read `metrics.jsonl`.
+
+    Returns:
+        The bundle, or none if the run was asked to stop before its end.
+
+    Raises:
+        TrainingError: Settings, folder, machine or disk are not as they need to be; the message says what to
+            do.
+        CollapseError: The run has lost its signal.
+    """
+    device = choose_device(plan.config.device)
+    world = join_world(device)
+    try:
+        with own_run_directory(run_dir, plan, resume=resume, world=world) as directory:
+            result = directory.result()
+            if result is not None:
+                console.print(f"this run is finished: its teacher is {result['bundle']}", soft_wrap=True)
+                return Path(str(result["bundle"]))
+            if plan.out.exists():
+                raise ConfigError(
+                    f"{plan.out} is there already: give --out another name, or move it away first"
+                )
+            return _run_in(directory, plan, device=device, world=world, console=console)
+    finally:
+        leave_world()
+
+
+def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device that was asked for; `auto` takes a GPU if there is one.
+
+    Raises:
+        ConfigError: A GPU was asked for, and there is none.
+    """
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "a GPU was asked for (device cuda) and PyTorch sees none: use --device auto, or install a "
+            "PyTorch that was built for your GPU"
+        )
+    if asked == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _run_in(
+    directory: RunDirectory, plan: RunPlan, *, device: torch.device, world: World, console: Console
+) -> Path | None:
+    config = plan.config
+    images = find_images(training_folder(plan.data))
+    if len(images) < 2:
+        raise DataError(f"{images.root} holds one image, and there is nothing to tell it from: add images")
+    val_folder = plan.val_data or validation_folder(plan.data)
+    val_images = find_images(val_folder) if val_folder is not None else None
+    state, refused = load_newest(directory.checkpoints, device=device, config=config)
+    state = state or new_state(config, device=device)
+
+    with contextlib.ExitStack() as stack:
+        screen = stack.enter_context(
+            Screen(total_steps=config.steps, num_prototypes=config.head.num_prototypes, console=console)
+        )
+        for sentence in refused:
+            screen.say(f"passed over: {sentence}")
+        screen.say(_opening(config, images, state, device))
+        parts = Parts(
+            config=config,
+            directory=directory,
+            images=images,
+            loader=stack.enter_context(_loader(images, config, directory)),
+            monitor=make_monitor(images, val_images, config.preprocessing(), config.evaluation)
+            if world.is_first
+            else None,
+            log=stack.enter_context(MetricsLog(directory.metrics, keep_to_step=state.step))
+            if world.is_first
+            else None,
+            screen=screen,
+            world=world,
+        )
+        finished = _train(state, parts, stack.enter_context(stop_requests()))
+        skipped = parts.loader.skipped | (parts.monitor.skipped if parts.monitor else {})
+        _report_skipped(skipped, parts)
+        if not finished:
+            screen.say(
+                f"stopped after step {state.step}; go on with: dino-train run --resume --run-dir "
+                f"{directory.path}"
+            )
+            return None
+        if not world.is_first:
+            return plan.out
+        summary = {
+            "name": plan.data.resolve().name,
+            "images": len(images),
+            "classes": len(images.class_names),
+            "skipped": len(skipped),
+        }
+        export_teacher(state, config, plan.out, directory=directory, data=summary)
+        directory.write(RESULT_FILE, {"bundle": str(plan.out), "steps": state.step, "data": summary})
+        screen.say(f"serve it: dino-serve run --model {plan.out}")
+        return plan.out
+
+
+def _train(state: TrainState, parts: Parts, stop: "StopRequest") -> bool:
+    """Steps, measurements and checkpoints, until the end or a request to stop; says which it was."""
+    config = parts.config
+    guard, pace = Guard(config.guard, config.head.num_prototypes), Pace()
+    saved_step = -1
+    if state.step == 0:
+        _evaluate(state, parts)
+    batches = _batches_from(state.step, parts)
+    while state.step < config.steps and not any_of(stop.requested, world=parts.world, device=state.device):
+        waiting_since_s = time.perf_counter()
+        epoch, batch = next(batches)
+        waited_s = time.perf_counter() - waiting_since_s
+
+        values = values_at(state.step, config)
+        metrics = train_step(
+            state,
+            _views_of(batch, epoch, config=config, device=state.device),
+            config=config,
+            rank=parts.world.rank,
+        )
+        pace.step(images=config.batch_size, waited_s=waited_s, now_s=time.perf_counter())
+
+        if parts.log and (state.step % config.log_every_steps == 0 or state.step == config.steps):
+            parts.log.write(state.step, "step", step_line(metrics, values, pace))
+        parts.screen.step(state.step, metrics, pace)
+        if sickness := guard.observe(metrics):
+            _face(sickness, state, parts)
+        if state.step % config.evaluation.every_steps == 0 or state.step == config.steps:
+            _evaluate(state, parts)
+            pace.pause()
+        if state.step % config.checkpoints.every_steps == 0 or state.step == config.steps:
+            _save(state, parts)
+            saved_step = state.step
+            pace.pause()
+    if saved_step != state.step:
+        _save(state, parts)
+    return state.step >= config.steps
+
+
+def _batches_from(step: int, parts: Parts) -> Iterator[tuple[int, Batch]]:
+    """Every batch from a step on, with its epoch; the order is a function of the step."""
+    epoch, start_batch = divmod(step, parts.loader.batches_per_epoch)
+    while True:
+        for batch in parts.loader.batches(
+            epoch, start_batch=start_batch, rank=parts.world.rank, world_size=parts.world.size
+        ):
+            yield epoch, batch
+        epoch, start_batch = epoch + 1, 0
+
+
+def _views_of(batch: Batch, epoch: int, *, config: RunConfig, device: torch.device) -> Iterator[list[Tensor]]:
+    """Views of a batch, one accumulated part after the other, so that only one is in memory."""
+    part_size = len(batch.indices_B) // config.accumulation_steps
+    for pixels_BCHW, sizes_px_B2, indices_B in zip(
+        torch.split(batch.pixels_BCHW, part_size),
+        torch.split(batch.sizes_px_B2, part_size),
+        torch.split(batch.indices_B, part_size),
+        strict=True,
+    ):
+        views = augment(
+            pixels_BCHW.to(device, non_blocking=True),
+            sizes_px_B2=sizes_px_B2,
+            views=config.crops.views(),
+            seed=config.seed,
+            epoch=epoch,
+            indices_B=indices_B,
+            mean=config.crops.mean,
+            std=config.crops.std,
+        )
+        yield [view.contiguous(memory_format=torch.channels_last) for view in views]
+
+
+def _evaluate(state: TrainState, parts: Parts) -> None:
+    if parts.monitor is None or parts.log is None:
+        return
+    measured = parts.monitor.measure(teacher_model(state, parts.config))
+    parts.log.write(state.step, "evaluation", measured)
+    words = (
+        f"effective dimensions {measured['rank_me']:.1f}" if "rank_me" in measured else "nothing to measure"
+    )
+    if "knn_percent" in measured:
+        words = f"k-NN ({measured['knn_kind']}) {measured['knn_percent']:.1f} %, {words}"
+    parts.screen.say(f"step {state.step}: {words}" + (" (untrained)" if state.step == 0 else ""))
+
+
+def _save(state: TrainState, parts: Parts) -> None:
+    if parts.world.is_first:
+        save_checkpoint(parts.directory.checkpoints, state, parts.config)
+
+
+def _face(sickness: Sickness, state: TrainState, parts: Parts) -> None:
+    """Says what a run suffers from, and stops it if that is wished or there is nothing else to do."""
+    sentence = f"step {state.step}: {sickness.value}"
+    if sickness is Sickness.NOT_FINITE or parts.config.guard.stop:
+        raise CollapseError(f"{sentence}. Checkpoints are in {parts.directory.checkpoints}")
+    parts.screen.say(sentence)
+
+
+def _loader(images: ImageList, config: RunConfig, directory: RunDirectory) -> CanvasLoader:
+    source = (
+        open_cache(
+            images,
+            canvas_px=config.loading.canvas_px,
+            cache_dir=config.loading.cache_dir or directory.path / "cache",
+            workers=config.loading.workers or None,
+        )
+        if config.loading.cache
+        else None
+    )
+    return CanvasLoader(
+        images,
+        canvas_px=config.loading.canvas_px,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=config.loading.workers,
+        source=source,
+    )
+
+
+def _report_skipped(skipped: dict[str, str], parts: Parts) -> None:
+    if not parts.world.is_first:
+        return
+    parts.directory.write("skipped.json", skipped)
+    if skipped:
+        name, reason = next(iter(skipped.items()))
+        parts.screen.say(
+            f"{len(skipped)} files could not be read and were left out, first {name} ({reason}); all of "
+            f"them are in {parts.directory.path / 'skipped.json'}"
+        )
+
+
+def _opening(config: RunConfig, images: ImageList, state: TrainState, device: torch.device) -> str:
+    classes = f" in {len(images.class_names)} classes" if images.class_names else ""
+    verb = f"goes on after step {state.step} of" if state.step else "begins"
+    return (
+        f"{config.recipe} {verb} {config.steps} steps of {config.batch_size} images on {device}: "
+        f"{config.backbone.name}, {config.head.num_prototypes} prototypes; {len(images)} images{classes}"
+    )
+
+
+@dataclass
+class StopRequest:
+    """Whether someone asked the run to stop; the step at hand is finished first."""
+
+    requested: bool = False
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Turns the first Ctrl-C or SIGTERM into a request; a second Ctrl-C ends the process as always."""
+    stop = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

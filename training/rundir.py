@@ -1,0 +1,197 @@
+"""The folder of a run: one run, one process, and a reader can tell what it was.
+
+runs/NAME/
+    config.json      every setting, resolved, and where data and bundle are
+    metrics.jsonl    one line a logged step or evaluation
+    checkpoints/     see training.checkpoint
+    skipped.json     files that could not be read, with the reason
+    result.json      there when the run is finished: the bundle and its measurements
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue, ValidationError
+
+from training.checkpoint import checkpoints_in, sync_directory, write_synced
+from training.config import RunConfig, sentence_of
+from training.distributed import World
+from training.errors import RunDirectoryError
+
+CONFIG_FILE = "config.json"
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What to train on what, and where it goes.
+
+    Attributes:
+        data: Folder of images.
+        val_data: Folder of labelled images to measure with, if it isn't inside `data`.
+        out: Where the bundle goes.
+        config: All settings.
+    """
+
+    data: Path
+    val_data: Path | None
+    out: Path
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run's folder that this process owns."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The log, a JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    def result(self) -> dict[str, JsonValue] | None:
+        """What the run ended with, if it is finished."""
+        path = self.path / RESULT_FILE
+        if not path.exists():
+            return None
+        result: dict[str, JsonValue] = json.loads(path.read_bytes())
+        return result
+
+    def write(self, name: str, value: Mapping[str, object]) -> None:
+        """Writes a JSON file, all or nothing."""
+        temporary = self.path / f".{name}.partial"
+        write_synced(temporary, json.dumps(value, indent=1).encode())
+        temporary.rename(self.path / name)
+        sync_directory(self.path)
+
+
+@contextlib.contextmanager
+def own_run_directory(path: Path, plan: RunPlan, *, resume: bool, world: World) -> Iterator[RunDirectory]:
+    """Takes a run's folder for this process until the end of the block.
+
+    Args:
+        path: The folder; made if it isn't there.
+        plan: Written as `config.json` by a new run.
+        resume: Whether a run that is there goes on.
+        world: Of several processes only the first takes and writes it.
+
+    Raises:
+        RunDirectoryError: Another process has it, or there is a run and `resume` is off.
+    """
+    if not world.is_first:
+        yield RunDirectory(path)
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / "lock").open("a+")
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{path} cannot be used as run directory ({error.strerror}): give --run-dir a folder that can "
+            "be written"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            raise RunDirectoryError(
+                f"a run is already going on in {path} ({owner}): wait for it, or give this one another "
+                "--run-dir"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}\n")
+        lock.flush()
+        directory = RunDirectory(path)
+        if not resume:
+            _refuse_old_run(directory)
+            directory.write(CONFIG_FILE, _json_of(plan))
+        yield directory
+
+
+def read_plan(run_dir: Path) -> RunPlan:
+    """What a run in a folder was told to do.
+
+    Raises:
+        RunDirectoryError: There is no run, or its settings cannot be read.
+    """
+    path = run_dir / CONFIG_FILE
+    try:
+        saved = json.loads(path.read_bytes())
+        return RunPlan(
+            data=Path(saved["data"]),
+            val_data=Path(saved["val_data"]) if saved["val_data"] else None,
+            out=Path(saved["out"]),
+            config=RunConfig.model_validate(saved["config"]),
+        )
+    except FileNotFoundError as error:
+        raise RunDirectoryError(
+            f"there is no run to resume in {run_dir} ({CONFIG_FILE} is missing): leave out --resume to "
+            "start one"
+        ) from error
+    except ValidationError as error:
+        raise RunDirectoryError(f"{path} is of another version: {sentence_of(error)}") from error
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise RunDirectoryError(f"{path} cannot be read: start a new run in another --run-dir") from error
+
+
+def training_folder(data: Path) -> Path:
+    """Where the images to train on are: `train/`, if the folder has that and `val/`."""
+    return data / "train" if validation_folder(data) else data
+
+
+def validation_folder(data: Path) -> Path | None:
+    """Where the images to measure with are, if the folder is split into `train/` and `val/`."""
+    return data / "val" if (data / "train").is_dir() and (data / "val").is_dir() else None
+
+
+def default_name(data: Path) -> str:
+    """The name of a run on a folder, if the user gives none."""
+    resolved = data.resolve()
+    return resolved.parent.name if resolved.name == "train" else resolved.name
+
+
+def _refuse_old_run(directory: RunDirectory) -> None:
+    path = directory.path
+    result = directory.result()
+    if result is not None:
+        raise RunDirectoryError(
+            f"{path} holds a finished run, whose teacher is {result['bundle']}: give the new one another "
+            "--run-dir"
+        )
+    checkpoints = checkpoints_in(directory.checkpoints)
+    if checkpoints:
+        raise RunDirectoryError(
+            f"{path} holds a run that stopped after step {int(checkpoints[0].name.split('-')[1])}: go on "
+            "with --resume, or give the new one another --run-dir"
+        )
+    foreign = {entry.name for entry in path.iterdir()} - {
+        "lock",
+        CONFIG_FILE,
+        "metrics.jsonl",
+        "skipped.json",
+    }
+    if foreign - {"checkpoints", "cache"}:
+        raise RunDirectoryError(
+            f"{path} is not empty (it holds {sorted(foreign)[0]}): give --run-dir a new or empty folder"
+        )
+
+
+def _json_of(plan: RunPlan) -> dict[str, object]:
+    return {
+        "data": str(plan.data),
+        "val_data": str(plan.val_data) if plan.val_data else None,
+        "out": str(plan.out),
+        "config": plan.config.model_dump(mode="json"),
+    }
