@@ -10,6 +10,7 @@ Dimension key: B images · C channels · H W pixels · A attention heads · Y X 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -26,6 +27,14 @@ _INK = (31, 35, 40)
 _FAINT = (110, 119, 129)
 _RIGHT = (26, 127, 55)
 _WRONG = (207, 34, 46)
+_LEGEND: dict[str, Any] = {
+    "frameon": False,
+    "fontsize": 13,
+    "handlelength": 1.2,
+    "columnspacing": 1.0,
+    "handletextpad": 0.4,
+    "borderaxespad": 0.2,
+}
 _SERIES = ("#0969da", "#cf222e", "#1a7f37", "#8250df", "#bf8700")
 
 
@@ -180,13 +189,7 @@ def curves(
     """
     abreast = min(2, len(panels))
     deep = -(-len(panels) // abreast)
-    style = {
-        "font.size": 15,
-        "font.family": "DejaVu Sans",
-        "axes.edgecolor": "#8c959f",
-        "text.color": "#1f2328",
-    }
-    with mpl.rc_context(style):
+    with mpl.rc_context({"font.size": 15, "font.family": "DejaVu Sans", "text.color": "#1f2328"}):
         figure = Figure(figsize=(6.2 * abreast, 4.3 * deep), dpi=100, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         for place, panel in enumerate(panels):
@@ -213,9 +216,8 @@ def _draw_panel(axes: Axes, panel: Panel, rows: Sequence[Mapping[str, object]], 
     has_legend = len(panel.series) > 1 or panel.reference is not None
     axes.set_title(panel.title, loc="left", fontweight="bold", fontsize=16, pad=32 if has_legend else 10)
     if has_legend:
-        tight = {"handlelength": 1.2, "columnspacing": 1.0, "handletextpad": 0.4, "borderaxespad": 0.2}
-        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0)}
-        axes.legend(**place, **tight, ncols=4, frameon=False, fontsize=13)
+        legend = axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, **_LEGEND)
+        legend.set_in_layout(False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#d0d7de", linewidth=0.8)
     axes.margins(x=0.02)
