@@ -1,0 +1,184 @@
+"""The data directory: who owns it, and whether the database in it is one of ours."""
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from app.errors import DirectoryInUse, StorageError
+
+DATABASE_NAME: Final = "collections.sqlite"
+LOCK_NAME: Final = "lock"
+APPLICATION_ID: Final = 0x44494E4F  # "DINO" in ASCII; SQLite keeps it in the file's header
+SCHEMA_VERSION: Final = 1
+
+# Vectors and thumbnails are apart from the items, so that a filter, which reads every item's metadata, reads
+# only small pages. They are in the same file, because SQLite in WAL mode commits several files one by one: a
+# crash between two of them would leave an item without its thumbnail, and so would a copy of one without the
+# other. A backup that shall be small can leave the table out.
+# A rid is never used twice, and an updated item gets a new one: a rid names one vector for ever.
+_SCHEMA = f"""
+CREATE TABLE collections (
+    cid INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    fingerprint TEXT NOT NULL,
+    dimensions INTEGER NOT NULL,
+    created_at REAL NOT NULL,
+    seq INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE items (
+    rid INTEGER PRIMARY KEY AUTOINCREMENT,
+    cid INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    metadata TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    source TEXT,
+    deleted_at REAL,
+    UNIQUE (cid, id)
+) STRICT;
+CREATE INDEX items_deleted ON items (deleted_at) WHERE deleted_at IS NOT NULL;
+CREATE TABLE vectors (rid INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
+CREATE TABLE thumbnails (rid INTEGER PRIMARY KEY, webp BLOB NOT NULL) STRICT;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+# Five vectors of 384 float32 fill 7,710 of 8,192 bytes; in pages of 4,096 two would leave a quarter unused.
+_PAGE_BYTES = 8_192
+_MIN_SQLITE = (3, 38, 0)  # the first with JSON built in and strict tables
+
+
+@contextlib.contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turns what SQLite and the file system say into a StorageError with a sentence."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StorageError(_sentence(error)) from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise StorageError(f"the data directory could not be used: {reason}") from error
+
+
+def _sentence(error: sqlite3.Error) -> str:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith("SQLITE_FULL"):
+        return "the disk of the data directory is full; nothing was changed"
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return f"{DATABASE_NAME} is damaged (cut short, or overwritten): restore it from a copy"
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return (
+            f"{DATABASE_NAME} can't be opened for writing: check the data directory's owner and permissions"
+        )
+    if name.startswith("SQLITE_BUSY"):
+        return f"{DATABASE_NAME} is held by another program; close it and try again"
+    return f"the database of the collections failed ({name or type(error).__name__}); nothing was changed"
+
+
+def lock_directory(path: Path) -> int:
+    """Makes the directory if need be, and takes it for this process.
+
+    Returns:
+        A file descriptor; the directory is ours until it is closed or the process ends, however it ends.
+
+    Raises:
+        DirectoryInUse: Another process, or another part of this one, has it.
+        StorageError: It can't be made or written.
+    """
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"the data directory {path} is a file; name a directory")
+    with storage_errors():
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = _read_pid(descriptor)
+        os.close(descriptor)
+        holder = f"process {pid}" if pid else "another process"
+        raise DirectoryInUse(
+            f"the data directory {path} is in use by {holder}: stop it, send your requests to it, "
+            "or name another directory",
+            pid=pid,
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def _read_pid(descriptor: int) -> int | None:
+    text = os.pread(descriptor, 32, 0).decode("ascii", errors="replace")
+    return int(text) if text.isdecimal() else None
+
+
+def prepare_database(directory: Path) -> Path:
+    """Finds the database of a directory, or makes it; call it with the directory locked.
+
+    Returns:
+        The path of a database that is ours by its header. Whether it is whole, only reading it tells.
+
+    Raises:
+        StorageError: It is cut short, another program's, of a newer version, or only half of it was copied.
+    """
+    if sqlite3.sqlite_version_info < _MIN_SQLITE:
+        least = ".".join(map(str, _MIN_SQLITE))
+        raise StorageError(f"Python's SQLite is {sqlite3.sqlite_version}; at least {least} is needed")
+    path = directory / DATABASE_NAME
+    with storage_errors():
+        if path.exists():
+            _check_header(path)
+        else:
+            _refuse_orphaned_journal(path)
+            _create_database(path)
+    return path
+
+
+def _check_header(path: Path) -> None:
+    with path.open("rb") as file:
+        header = file.read(100)
+    if header[:16] != b"SQLite format 3\0"[: len(header)]:
+        raise StorageError(
+            f"{path} is not a SQLite database; name a directory of collections, or an empty one"
+        )
+    if len(header) < 100:
+        raise StorageError(f"{path} is cut short: it has {len(header)} bytes; restore it from a copy")
+    application_id = int.from_bytes(header[68:72], "big")
+    version = int.from_bytes(header[60:64], "big")
+    if application_id != APPLICATION_ID:
+        raise StorageError(f"{path} is the database of another program; name another directory")
+    if version > SCHEMA_VERSION:
+        raise StorageError(
+            f"{path} was written by a newer dinoserve (schema {version}; this one reads up to "
+            f"{SCHEMA_VERSION}): upgrade dinoserve"
+        )
+
+
+def _refuse_orphaned_journal(path: Path) -> None:
+    journal = path.with_name(f"{DATABASE_NAME}-wal")
+    if journal.exists() and journal.stat().st_size > 0:
+        raise StorageError(
+            f"{path} is missing, but its journal {journal.name} is here: was the directory copied in part? "
+            "Copy both files, with the service stopped"
+        )
+
+
+def _create_database(path: Path) -> None:
+    # Made beside and renamed, so that a file of this name is always whole, and an empty one is always damage.
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    connection = sqlite3.connect(new, isolation_level=None)
+    try:
+        connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+    finally:
+        connection.close()
+    os.replace(new, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
