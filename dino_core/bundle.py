@@ -87,7 +87,7 @@ def write_bundle(
     assets: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Writes a model as a bundle: to a directory beside, loaded from there as a test, then renamed into place.
+    """Writes a model as a bundle: beside its place, loaded from there as a test, then renamed.
 
     A reader never sees half a bundle, and a bundle that would not load is never left behind.
 

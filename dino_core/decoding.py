@@ -114,8 +114,8 @@ def decode(
         data: The whole file, in one of SUPPORTED_FORMATS.
         limits: What is accepted; checked by the header, before memory is taken.
         shorter_side_px: Allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size, by the largest factor
-            that keeps its shorter side at this or more. Several times faster for photographs that are made
-            small anyway.
+            that divides both sides and keeps the shorter one at this or more. Several times faster for
+            photographs that are made small anyway.
 
     Returns:
         uint8 [3, H, W], as shown: orientation applied, transparent parts white. The memory is in rows of RGB
@@ -177,18 +177,29 @@ def _check_limits(width_px: int, height_px: int, *, limits: ImageLimits) -> None
 
 
 def _jpeg_divisor(jpeg: JpegHeader, shorter_side_px: int | None) -> int:
-    """Picks 8, 4, 2 or 1: the factors that both decoders offer, so that both give the same pixels."""
+    """Picks 8, 4, 2 or 1: the factors that both decoders offer, so that both give the same pixels.
+
+    The factor has to divide both sides, as otherwise the last row or column would stand for less than the
+    others and the resize would shift the picture. Cameras' sizes are multiples of 8.
+    """
     if shorter_side_px is None:
         return 1
-    stored_px = min(jpeg.width_px, jpeg.height_px)
-    return next((divisor for divisor in (8, 4, 2) if stored_px >= divisor * shorter_side_px), 1)
+    sides_px = (jpeg.width_px, jpeg.height_px)
+    return next(
+        (
+            d
+            for d in (8, 4, 2)
+            if min(sides_px) >= d * shorter_side_px and not any(side % d for side in sides_px)
+        ),
+        1,
+    )
 
 
 def _decode_common_jpeg(data: bytes, jpeg: JpegHeader, *, divisor: int) -> Tensor | None:
     """Decodes with libjpeg-turbo into memory that we sized; None where Pillow has to look at the picture."""
     if not jpeg.is_common or jpeg.components not in (1, 3):
         return None
-    height_px, width_px = -(-jpeg.height_px // divisor), -(-jpeg.width_px // divisor)
+    height_px, width_px = jpeg.height_px // divisor, jpeg.width_px // divisor
     rgb_HWC = np.empty((height_px, width_px, 3), np.uint8)
     try:
         # Strict: whatever libjpeg warns of goes to Pillow, which tells harmless damage from a lost end.
@@ -209,7 +220,7 @@ def _decode_with_pillow(
     with _pillow_picture(data, image_format) as picture:
         _check_limits(*picture.size, limits=limits)
         if divisor > 1 and picture.mode in ("L", "RGB"):
-            picture.draft(picture.mode, (-(-picture.width // divisor), -(-picture.height // divisor)))
+            picture.draft(picture.mode, (picture.width // divisor, picture.height // divisor))
         picture.load()
         stored = torch.from_numpy(np.array(_on_white(picture))).permute(2, 0, 1)
         orientation = jpeg.orientation if jpeg else exif_orientation(picture.info.get("exif", b""))

@@ -62,8 +62,8 @@ class Preprocessing:
         background: What shows through transparent parts.
         colour: Everything becomes RGB; colour profiles are not applied; of 16 bits the upper 8 are kept.
         frame: Which frame of an animation counts.
-        jpeg_scaling: A JPEG is decoded at 1/2, 1/4 or 1/8 while its shorter side stays at 2 * resize_px or
-            more.
+        jpeg_scaling: A JPEG is decoded at 1/2, 1/4 or 1/8, where that divides both sides, while the shorter
+            one stays at 2 * resize_px or more.
     """
 
     resize_px: int = 256

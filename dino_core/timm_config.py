@@ -13,8 +13,8 @@ KEPT_FIELDS = ("first_conv", "classifier", "pool_size")
 def timm_config(model: EmbeddingModel) -> dict[str, Any]:
     """Describes a model in timm's format.
 
-    The network that timm makes of it gives the backbone's default embedding, without the scaling to length 1; its
-    data configuration (`timm.data.resolve_model_data_config`) gives our sizes, mean and std.
+    The network that timm makes of it gives the backbone's default embedding, not scaled to length 1; its data
+    configuration (`timm.data.resolve_model_data_config`) gives our sizes, mean and std.
 
     Args:
         model: The model that is bundled.
