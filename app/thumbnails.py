@@ -6,11 +6,13 @@ from PIL import Image
 
 from dino_core.preprocess import ImageLimits, decode
 
+_DEFAULT_LIMITS = ImageLimits()
+
 THUMBNAIL_PX = 256  # longest side: sharp at 128 CSS pixels on a screen of double density
 _QUALITY = 80  # WebP; about 8 kB for a photograph
 
 
-def make_thumbnail(data: bytes, *, limits: ImageLimits = ImageLimits()) -> bytes:
+def make_thumbnail(data: bytes, *, limits: ImageLimits = _DEFAULT_LIMITS) -> bytes:
     """Makes a WebP of a file, oriented and over white as the model sees it, but not cropped.
 
     Releases the interpreter's lock while it decodes, resizes and encodes; call it from a thread.
@@ -25,9 +27,9 @@ def make_thumbnail(data: bytes, *, limits: ImageLimits = ImageLimits()) -> bytes
     Raises:
         ImageError: The file can't be decoded.
     """
-    rgb_HWC = decode(data, limits=limits).permute(1, 2, 0).contiguous().numpy()
+    rgb_HWC = decode(data, limits=limits, shorter_side_px=THUMBNAIL_PX).permute(1, 2, 0).contiguous().numpy()
     picture = Image.fromarray(rgb_HWC)
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
     picture.save(encoded, "WEBP", quality=_QUALITY, method=4)
     return encoded.getvalue()

@@ -1,16 +1,16 @@
 """What only a request over HTTP can get wrong, as a branch of the service's tree of errors.
 
-    ServiceError
-    └── RequestError
-        ├── InvalidJson · InvalidMultipart · InvalidArray       the body is not what its Content-Type says
-        ├── InvalidParameter · UnknownParameter                 a parameter is out of bounds, or there is none such
-        ├── NoImages · TooManyParts · UploadTimeout             nothing to do, or too much, or too slow
-        ├── UnsupportedMediaType · NotAcceptable                Content-Type or Accept
-        ├── ImageRefused                                        one image failed and the caller wants all or none
-        ├── Unauthorized · UntrustedHost · CrossOrigin          who asks, and from where
-        ├── UnknownRoute · MethodNotAllowed                     nothing is there
-        ├── ClientLeft                                          nobody is there to answer
-        └── InternalError                                       our fault; the log has it under the request's id
+ServiceError
+└── RequestError
+    ├── InvalidJson · InvalidMultipart · InvalidArray       the body is not what its Content-Type says
+    ├── InvalidParameter · UnknownParameter                 a parameter is out of bounds, or unknown
+    ├── NoImages · TooManyParts · UploadTimeout             nothing to do, or too much, or too slow
+    ├── UnsupportedMediaType · NotAcceptable                Content-Type or Accept
+    ├── ImageRefused                                        one image failed and the caller wants all or none
+    ├── Unauthorized · UntrustedHost · CrossOrigin          who asks, and from where
+    ├── UnknownRoute · MethodNotAllowed                     nothing is there
+    ├── ClientLeft                                          nobody is there to answer
+    └── InternalError                                       our fault; the log has it under the request's id
 """
 
 from app.errors import ServiceError

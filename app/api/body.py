@@ -1,0 +1,246 @@
+"""Bodies to images and parameters, by Content-Type. Bytes are bounded while they arrive; nothing is decoded here."""
+
+import asyncio
+import binascii
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from fastapi import Request
+from numpy.typing import NDArray
+from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect
+
+from app.api.multipart import MultipartReader, PartLimits
+from app.api.refusals import (
+    ClientLeft,
+    InvalidArray,
+    InvalidJson,
+    InvalidParameter,
+    NoImages,
+    UnsupportedMediaType,
+    UploadTimeout,
+)
+from app.api.state import State, in_worker
+from app.inference.results import ImageFailure
+
+SentImage = bytes | ImageFailure  # a file, or why what was sent can't be one
+_NPY_MAGIC: Final = b"\x93NUMPY"
+_PARTS_PER_IMAGE: Final = 4  # the file, its id, its metadata, its source
+_OTHER_PARTS: Final = 32
+_MAX_TEXT_BYTES: Final = 64 * 2**10  # four times what metadata may have
+
+
+@dataclass
+class Upload:
+    """What a request sent.
+
+    Attributes:
+        images: In order.
+        filenames: One for each image; None where it had none.
+        pixels: uint8 [B, H, W, C], where an array was sent instead of images.
+        parameters: By name; text, lists of text, or what stood in JSON.
+        in_body: Whether parameters stood in a JSON body.
+        single: Whether the body was one image by itself.
+    """
+
+    images: list[SentImage] = field(default_factory=list)
+    filenames: list[str | None] = field(default_factory=list)
+    pixels: NDArray[np.uint8] | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    in_body: bool = False
+    single: bool = False
+
+
+async def read_upload(
+    request: Request, state: State, *, lists: Iterable[str] = (), arrays: bool = False
+) -> Upload:
+    """Reads a body with images.
+
+    Args:
+        request: Its body unread.
+        state: For limits and threads.
+        lists: Names of the parameters that may be given several times in a form.
+        arrays: Whether the route takes application/x-npy.
+
+    Raises:
+        UnsupportedMediaType: The body is of another kind.
+        InvalidJson: It isn't what its Content-Type says; so InvalidMultipart and InvalidArray.
+        InvalidParameter: A parameter is given twice.
+        TooLarge: It is above the limit of bytes.
+        TooManyParts: It has more parts than the largest request needs.
+        UploadTimeout: It did not arrive in time.
+        ClientLeft: The caller closed the connection.
+    """
+    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    kind = media_type.decode("latin-1").lower()
+    query = list(request.query_params.multi_items())
+    match kind:
+        case "multipart/form-data":
+            upload = await _read_multipart(request, state, options.get(b"boundary", b""))
+        case "application/json":
+            text = await _read_all(request, state)
+            upload = await in_worker(state, _json_upload, text)
+        case "application/x-npy" if arrays:
+            data = await _read_all(request, state)
+            upload = Upload(pixels=await in_worker(state, _array, data))
+        case _ if kind.startswith("image/") or kind == "application/octet-stream":
+            upload = Upload([await _read_all(request, state)], [None], single=True)
+        case _:
+            raise UnsupportedMediaType(_what_is_taken(kind, arrays=arrays))
+    _add_text(upload, query, lists=frozenset(lists))
+    return upload
+
+
+def images_from_json(sent: Iterable[object], *, pointer: str) -> list[SentImage]:
+    """Base64 texts and data URIs to files.
+
+    Args:
+        sent: Of a JSON array.
+        pointer: To the array, for errors.
+
+    Raises:
+        InvalidJson: One is not a text.
+    """
+    return [_image_from_json(value, pointer=f"{pointer}/{index}") for index, value in enumerate(sent)]
+
+
+def require_images(upload: Upload) -> None:
+    """Refuses a request that has none.
+
+    Raises:
+        NoImages: It has none.
+    """
+    if not upload.images and (upload.pixels is None or not len(upload.pixels)):
+        raise NoImages(
+            "the request has no image: send multipart/form-data with files in the field `images`, an image as the "
+            'body, or JSON {"images": [base64, …]}'
+        )
+
+
+async def _read_multipart(request: Request, state: State, boundary: bytes) -> Upload:
+    settings = state["settings"]
+    reader = MultipartReader(
+        boundary,
+        PartLimits(
+            max_parts=_PARTS_PER_IMAGE * settings.max_client_batch_size + _OTHER_PARTS,
+            max_file_bytes=settings.max_image_bytes,
+            max_text_bytes=_MAX_TEXT_BYTES,
+        ),
+    )
+    # A chunk is what the socket had, some tens of kilobytes: its parsing is too short to keep others waiting.
+    await _take_chunks(request, state, reader.feed)
+    reader.finish()
+    upload = Upload(
+        [_within_limit(file.data, file.size_bytes, settings.max_image_bytes) for file in reader.files],
+        [file.filename for file in reader.files],
+    )
+    upload.parameters["form"] = reader.texts
+    return upload
+
+
+def _within_limit(data: bytes, size_bytes: int, limit: int) -> SentImage:
+    if size_bytes <= limit:
+        return data
+    return ImageFailure(
+        "image_too_large",
+        f"The image has {size_bytes:,} bytes, at most {limit:,} are accepted.",
+        limit=limit,
+        actual=size_bytes,
+    )
+
+
+async def _read_all(request: Request, state: State) -> bytes:
+    chunks: list[bytes] = []
+    await _take_chunks(request, state, chunks.append)
+    return b"".join(chunks)
+
+
+async def _take_chunks(request: Request, state: State, take: Callable[[bytes], None]) -> None:
+    timeout_s = state["settings"].upload_timeout_s
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                take(chunk)
+    except TimeoutError:
+        raise UploadTimeout(
+            f"the body was not here after {timeout_s:g} s: send fewer images at once"
+        ) from None
+    except ClientDisconnect:
+        raise ClientLeft("the caller closed the connection before the body was here") from None
+
+
+def _json_upload(text: bytes) -> Upload:
+    members = json_object(text)
+    images = members.pop("images", [])
+    if not isinstance(images, list):
+        raise InvalidJson("`images` is not an array of base64 texts or data URIs", pointer="/images")
+    files = images_from_json(images, pointer="/images")
+    return Upload(files, [None] * len(files), parameters=members, in_body=True)
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        InvalidJson: It is something else.
+    """
+    try:
+        members = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise InvalidJson("the body is not valid JSON") from None
+    if not isinstance(members, dict):
+        raise InvalidJson("the body is JSON, and not an object: send {…}")
+    return members
+
+
+def _image_from_json(value: object, *, pointer: str) -> SentImage:
+    if isinstance(value, dict) and "url" in value:
+        raise InvalidJson(
+            "images by URL are not taken: fetch the image and send its bytes, as base64 or multipart",
+            pointer=pointer,
+        )
+    if not isinstance(value, str):
+        raise InvalidJson(f"{pointer} is not a text of base64 or a data URI", pointer=pointer)
+    text = value
+    if value.startswith("data:"):
+        head, _, text = value.partition(",")
+        if not head.endswith(";base64"):
+            return ImageFailure("invalid_base64", "The data URI is not `data:image/…;base64,…`.")
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except (binascii.Error, ValueError):  # ValueError: characters beyond ASCII
+        return ImageFailure("invalid_base64", "The text is not valid base64.")
+
+
+def _array(data: bytes) -> NDArray[np.uint8]:
+    # numpy.load would also open zip archives, which can be bombs, and pickles, which can be anything.
+    if not data.startswith(_NPY_MAGIC):
+        raise InvalidArray("the body is not in NumPy's .npy format")
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, MemoryError, OverflowError):
+        raise InvalidArray("the body is not a whole .npy of plain numbers") from None
+    pixels: NDArray[np.uint8] = array[None] if array.ndim == 3 else array
+    return pixels
+
+
+def _add_text(upload: Upload, query: list[tuple[str, str]], *, lists: frozenset[str]) -> None:
+    """Adds the texts of query and form to the parameters; each once, but for those that are lists."""
+    pairs = [*query, *upload.parameters.pop("form", [])]
+    for name, text in pairs:
+        if name in lists:
+            upload.parameters.setdefault(name, []).append(text)
+        elif name in upload.parameters:
+            raise InvalidParameter(f"{name} is given twice", parameter=name)
+        else:
+            upload.parameters[name] = text
+
+
+def _what_is_taken(kind: str, *, arrays: bool) -> str:
+    taken = "multipart/form-data, image/*, application/json" + (" or application/x-npy" if arrays else "")
+    found = f"the Content-Type is {kind[:100]!r}" if kind else "there is no Content-Type"
+    return f"{found}, and this route takes {taken}: for one image, say image/jpeg"

@@ -1,0 +1,189 @@
+"""Who may ask, and how much: host, origin, API key, bytes. Pure ASGI, before anything is parsed."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import problem_response
+from app.api.refusals import CrossOrigin, Unauthorized, UntrustedHost
+from app.errors import ServiceError, TooLarge
+from app.settings import Settings, SettingsInvalid
+
+_OWN_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
+_CHANGES_NOTHING: Final = ("GET", "HEAD", "OPTIONS")
+# Neither tells anything of what is kept here. A browser can't send a key when it opens a page.
+_OPEN_TO_ALL: Final = ("/", "/docs", "/openapi.json", "/health", "/health/live", "/health/ready")
+_OPEN_FOLDER: Final = "/page/"
+_KEY_MIN_CHARACTERS: Final = 16
+
+
+def read_api_keys(path: Path) -> tuple[str, ...]:
+    """Reads API keys: one a line; empty lines and lines that begin with # are passed over.
+
+    Raises:
+        SettingsInvalid: The file can't be read, has no key, or has one that can be guessed.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingsInvalid(f"API key file {path} can't be read: {reason}") from None
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise SettingsInvalid(f"API key file {path} has no key: put at least one in it, one a line")
+    if any(len(key) < _KEY_MIN_CHARACTERS for key in keys):
+        raise SettingsInvalid(
+            f"API key file {path} has a key of fewer than {_KEY_MIN_CHARACTERS} characters: make longer ones, "
+            "say with `openssl rand -hex 24`"
+        )
+    return keys
+
+
+class Guard:
+    """Refuses requests from elsewhere and requests without a key.
+
+    A page of any site can make a browser send requests to this machine. Three things keep such pages out: the Host
+    header must name this machine (against DNS rebinding), a request that changes something must not have another
+    site's Origin, and no answer carries a CORS header.
+
+    Args:
+        app: What is inside.
+        settings: Host, allowed hosts and allowed origins.
+        api_keys: None of them: no key is needed.
+    """
+
+    def __init__(self, app: ASGIApp, *, settings: Settings, api_keys: Iterable[str]) -> None:
+        self._app = app
+        # On other addresses the names are the network's own, and we can't know them unless we are told.
+        knows_its_names = settings.is_loopback or bool(settings.allowed_hosts)
+        own_names = (*_OWN_NAMES, *(name.lower() for name in settings.allowed_hosts))
+        self._hosts = frozenset(own_names) if knows_its_names else None
+        self._origins = frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins)
+        self._key_hashes = [_hash(key) for key in api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request, or refuses it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            headers = Headers(scope=scope)
+            self._check_host(headers)
+            self._check_origin(scope["method"], headers)
+            self._check_key(scope["path"], headers)
+        except ServiceError as error:
+            await _refuse(error, scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _check_host(self, headers: Headers) -> None:
+        host = _without_port(headers.get("host", ""))
+        if self._hosts is not None and host not in self._hosts:
+            raise UntrustedHost(
+                f"the Host header is {host[:100]!r}, and this service answers to {', '.join(sorted(self._hosts))}: "
+                "name others with --allowed-hosts"
+            )
+
+    def _check_origin(self, method: str, headers: Headers) -> None:
+        origin = headers.get("origin")
+        if origin is None or method in _CHANGES_NOTHING or origin.lower() in self._origins:
+            return
+        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+            raise CrossOrigin(
+                f"the request comes from a page of {origin[:100]!r}: allow its site with --allowed-origins"
+            )
+
+    def _check_key(self, path: str, headers: Headers) -> None:
+        if not self._key_hashes or path in _OPEN_TO_ALL or path.startswith(_OPEN_FOLDER):
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given_hash = _hash(given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
+        # All keys are compared, whichever fits: the time taken tells nothing.
+        fits = [hmac.compare_digest(given_hash, key_hash) for key_hash in self._key_hashes]
+        if not any(fits):
+            raise Unauthorized("this service wants an API key: send the header `Authorization: Bearer KEY`")
+
+
+class BodyLimit:
+    """Refuses bodies above a limit: by Content-Length before a byte is read, and by counting where there is none.
+
+    Args:
+        app: What is inside.
+        max_bytes: Of a whole body.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request, or refuses it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._max_bytes:
+            await _refuse(self._too_large(int(declared)), scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self._max_bytes:
+                    raise self._too_large(received)
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _too_large(self, actual: int) -> TooLarge:
+        return TooLarge(
+            f"the body has {actual:,} bytes or more, at most {self._max_bytes:,} are taken: send fewer images at once",
+            limit=self._max_bytes,
+            actual=actual,
+        )
+
+
+class EncodedItemPaths:
+    """Lets routes of items see their path as it was sent, so that an id may contain an encoded slash.
+
+    Servers decode `%2F` before routing: the item `a/thumbnail` and the thumbnail of `a` would be one path. Below
+    `/collections/` the router therefore gets the encoded path, and `decoded_id` decodes each part by itself.
+
+    Args:
+        app: What is inside.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        raw_path = scope.get("raw_path")
+        if scope["type"] == "http" and raw_path and scope["path"].startswith("/collections/"):
+            scope["path"] = raw_path.partition(b"?")[0].decode("ascii")
+        await self._app(scope, receive, send)
+
+
+async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
+    request_id = scope.get("state", {}).get("request_id", "")
+    answer = problem_response(error, request_id=request_id, instance=scope["path"])
+    await answer(scope, receive, send)
+
+
+def _without_port(host: str) -> str:
+    """`localhost:8000` to `localhost`, `[::1]:8000` to `[::1]`."""
+    name, colon, port = host.lower().rpartition(":")
+    return name if colon and port.isdecimal() else host.lower()
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

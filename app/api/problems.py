@@ -1,0 +1,193 @@
+"""Errors to HTTP answers (RFC 9457), once: the table below is complete, and a test says so."""
+
+import math
+from typing import Final, NamedTuple
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app import errors
+from app.api import refusals
+from app.errors import ServiceError
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+
+class Problem(NamedTuple):
+    """How a kind of error is answered."""
+
+    status: int
+    title: str
+
+
+PROBLEMS: Final[dict[type[ServiceError], Problem]] = {
+    errors.TooLarge: Problem(413, "The request is larger than any may be"),
+    errors.InvalidPixels: Problem(422, "The array is not pixels for this model"),
+    errors.Overloaded: Problem(429, "The service is busy"),
+    errors.NotReady: Problem(503, "The service is not ready"),
+    errors.DeadlineExceeded: Problem(504, "The time ran out"),
+    errors.UnknownCollection: Problem(404, "There is no such collection"),
+    errors.CollectionExists: Problem(409, "The collection exists already"),
+    errors.InvalidCollection: Problem(422, "No collection can be like that"),
+    errors.FingerprintMismatch: Problem(409, "Embeddings of different models don't compare"),
+    errors.InvalidVector: Problem(422, "The embedding can't be used"),
+    errors.InvalidItem: Problem(422, "The item can't be kept"),
+    errors.InvalidFilter: Problem(422, "The filter is malformed"),
+    errors.InvalidQuery: Problem(422, "The query is out of bounds"),
+    errors.UnknownItem: Problem(404, "There is no such item"),
+    errors.StorageError: Problem(507, "The collections can't be written or read"),
+    errors.DirectoryInUse: Problem(503, "Another process has the collections"),
+    refusals.InvalidJson: Problem(400, "The body is not the JSON that this route takes"),
+    refusals.InvalidMultipart: Problem(400, "The body is not valid multipart/form-data"),
+    refusals.InvalidArray: Problem(400, "The body is not a NumPy array"),
+    refusals.InvalidParameter: Problem(400, "A parameter has a value that it can't have"),
+    refusals.UnknownParameter: Problem(400, "There is no such parameter"),
+    refusals.NoImages: Problem(400, "There is nothing to work on"),
+    refusals.TooManyParts: Problem(413, "The body has too many parts"),
+    refusals.UploadTimeout: Problem(408, "The body did not arrive in time"),
+    refusals.UnsupportedMediaType: Problem(415, "The route doesn't take this Content-Type"),
+    refusals.NotAcceptable: Problem(406, "The route can't answer in a form that Accept names"),
+    refusals.ImageRefused: Problem(422, "An image has no embedding"),  # its status is by its code, below
+    refusals.Unauthorized: Problem(401, "An API key is needed"),
+    refusals.UntrustedHost: Problem(400, "The Host header names another machine"),
+    refusals.CrossOrigin: Problem(403, "Pages of other sites may not do this"),
+    refusals.UnknownRoute: Problem(404, "Nothing is here"),
+    refusals.MethodNotAllowed: Problem(405, "The method is not for this path"),
+    refusals.ClientLeft: Problem(499, "The caller left"),
+    refusals.InternalError: Problem(500, "A fault of the service"),
+}
+
+# Where one image fails the request (`on_error=fail`); also the list of all codes that an image can fail with.
+IMAGE_PROBLEMS: Final[dict[str, Problem]] = {
+    "empty_image": Problem(422, "The image has no bytes"),
+    "unsupported_format": Problem(415, "The file is in no format that the service reads"),
+    "truncated_image": Problem(422, "The image ends too early"),
+    "undecodable_image": Problem(422, "The image is damaged"),
+    "image_too_large": Problem(413, "The image is above a limit"),
+    "image_too_small": Problem(422, "The image is below a limit"),
+    "aspect_ratio_too_extreme": Problem(422, "The image is too narrow"),
+    "invalid_base64": Problem(400, "The image is not valid base64"),
+    "embedding_failed": Problem(500, "The model gave no embedding"),
+}
+
+_MEMBERS = ("limit", "actual", "expected", "found", "path", "pointer", "parameter", "index")
+_RETRY_NOT_READY_S = 2
+
+
+def problem_response(error: ServiceError, *, request_id: str, instance: str) -> Response:
+    """The answer to an error.
+
+    Args:
+        error: Of a type in `PROBLEMS`.
+        request_id: The answer's and the log's.
+        instance: The path that was asked for.
+    """
+    source = error.failure if isinstance(error, refusals.ImageRefused) else error
+    status, title = _problem_of(error)
+    members = {name: getattr(source, name) for name in _MEMBERS if getattr(source, name, None) is not None}
+    if isinstance(error, refusals.ImageRefused):
+        members["index"] = error.index
+    if isinstance(error, errors.Overloaded):
+        members["retry_after"] = error.retry_after_s
+    body = {
+        "type": f"/docs#{source.code}",
+        "title": title,
+        "status": status,
+        "detail": error.title,
+        "instance": instance,
+        "code": source.code,
+        "request_id": request_id,
+        **members,
+    }
+    return Response(orjson.dumps(body), status, _headers(error, status), media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Makes the app answer every error with a problem, also those of FastAPI and of its router."""
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        return problem_response(
+            _ours(error, request),
+            request_id=request.scope.get("state", {}).get("request_id", ""),
+            instance=request.scope["path"],
+        )
+
+    for kind in (ServiceError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, refuse)
+
+
+def refusal_of(findings: list[ErrorDetails], *, in_body: bool) -> ServiceError:
+    """Pydantic's first finding as one of our errors.
+
+    Args:
+        findings: Of a `ValidationError`, at least one.
+        in_body: Whether the place is in a JSON body, and not in a query or a form.
+    """
+    finding = findings[0]
+    place = [str(part) for part in finding["loc"]]
+    name = ".".join(place)
+    message = finding["msg"].removeprefix("Value error, ")
+    if finding["type"] == "json_invalid":
+        return refusals.InvalidJson("the body is not valid JSON")
+    if finding["type"] == "extra_forbidden":
+        return refusals.UnknownParameter(
+            f"there is no parameter {name!r} here: see /docs for those there are", parameter=name
+        )
+    if in_body and not place:
+        return refusals.InvalidJson(f"the body is not of the shape that this route takes: {message}")
+    if finding["type"] == "missing":
+        message = "it is missing"
+    return refusals.InvalidParameter(f"{name}: {message}", parameter=name)
+
+
+def _problem_of(error: ServiceError) -> Problem:
+    if isinstance(error, refusals.ImageRefused):
+        return IMAGE_PROBLEMS[error.failure.code]
+    return PROBLEMS[type(error)]
+
+
+def _headers(error: ServiceError, status: int) -> dict[str, str]:
+    match error:
+        case errors.Overloaded(retry_after_s=retry_after_s):
+            # Whole seconds, as the header has them, and milliseconds for those who can wait less.
+            return {
+                "Retry-After": str(math.ceil(retry_after_s)),
+                "Retry-After-Ms": str(math.ceil(retry_after_s * 1000)),
+            }
+        case errors.NotReady():
+            return {"Retry-After": str(_RETRY_NOT_READY_S)}
+        case refusals.Unauthorized():
+            return {"WWW-Authenticate": "Bearer"}
+        case refusals.MethodNotAllowed(allowed=allowed):
+            return {"Allow": allowed}
+    # Clients made for OpenAI's service try a 409 again, which can't help here.
+    return {"X-Should-Retry": "false"} if status == 409 else {}
+
+
+def _ours(error: Exception, request: Request) -> ServiceError:
+    match error:
+        case ServiceError():
+            return error
+        case RequestValidationError():
+            findings = error.errors()
+            kind = findings[0]["loc"][0]
+            # FastAPI puts where a value was before its name.
+            for finding in findings:
+                finding["loc"] = finding["loc"][1:]
+            return refusal_of(list(findings), in_body=kind == "body")
+        case HTTPException(status_code=405):
+            allowed = (error.headers or {}).get("Allow", "")
+            return refusals.MethodNotAllowed(
+                f"{request.method} is not for {request.scope['path']}: it takes {allowed}", allowed=allowed
+            )
+        case HTTPException(status_code=404):
+            return refusals.UnknownRoute(
+                f"nothing is at {request.scope['path']}: see /docs for what there is"
+            )
+        case HTTPException(status_code=400):
+            return refusals.InvalidJson("the body can't be parsed")
+    raise error

@@ -1,0 +1,317 @@
+"""The wire contract: what requests may say and what answers look like."""
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from app.api.problems import refusal_of
+from app.errors import ServiceError
+
+OnError = Literal["item", "fail"]
+Include = Literal["metadata", "embedding"]
+
+
+def _json_text(value: object) -> object:
+    """A query or a form has only text; there, JSON stands in it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        raise ValueError("it is not valid JSON") from None
+
+
+def _comma_list(value: object) -> object:
+    """`include=metadata,embedding`, as queries spell lists."""
+    return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
+
+
+def _vector(value: object) -> object:
+    """Numbers, or base64 of little-endian float32."""
+    if not isinstance(value, str):
+        return value
+    try:
+        data = binascii.a2b_base64(value, strict_mode=True)
+        return np.frombuffer(data, "<f4").tolist()
+    except (binascii.Error, ValueError):
+        raise ValueError("it is neither a list of numbers nor base64 of little-endian float32") from None
+
+
+class Parameters(BaseModel):
+    """What every request with images may say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    on_error: OnError | None = None
+    """`item`: an image that fails has its error in its place. `fail`: it fails the request. The default is `fail` for
+    a raw body, which is one image, and `item` for lists."""
+    timeout: Annotated[float, Field(gt=0, le=600)] | None = None
+    """Seconds until the answer is of no use any more."""
+
+
+class EmbedParameters(Parameters):
+    """`POST /embed`."""
+
+    normalize: bool = True
+    """Whether embeddings have length 1."""
+    encoding: Literal["float", "base64"] = "float"
+    """How an embedding stands in JSON: numbers, or base64 of little-endian `dtype`."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of the numbers that are sent."""
+
+
+class SimilarParameters(Parameters):
+    """`POST /similar`."""
+
+    collection: str = "default"
+    """Where to search."""
+    k: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Neighbours of each query."""
+    offset: Annotated[int, Field(ge=0)] = 0
+    """How many of the nearest to pass over."""
+    threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """The least cosine."""
+    filter: Annotated[dict[str, Any] | None, BeforeValidator(_json_text)] = None
+    """Only items whose metadata match."""
+    include: Annotated[tuple[Include, ...], BeforeValidator(_comma_list)] = ("metadata",)
+    """What to say of each neighbour, beside id and score."""
+    id: str | None = None
+    """Search by an item of the collection; the item itself is not among its neighbours."""
+    embedding: Annotated[list[float] | None, BeforeValidator(_vector)] = None
+    """Search by an embedding: numbers, or base64 of little-endian float32."""
+
+    @model_validator(mode="after")
+    def _one_query(self) -> Self:
+        if self.id is not None and self.embedding is not None:
+            raise ValueError("give one of images, id and embedding")
+        return self
+
+
+class AddParameters(Parameters):
+    """`POST /collections/{name}/items` as multipart or raw: one id, metadata and source for each image, or none."""
+
+    ids: list[str] = []
+    """Without ids, an image's id is the SHA-256 of its bytes."""
+    metadata: list[Annotated[dict[str, Any], BeforeValidator(_json_text)]] = []
+    """JSON objects. Without metadata, the file's name is kept as `filename`."""
+    sources: list[str] = []
+    """Where the images came from: paths or addresses."""
+
+
+class NewItem(BaseModel):
+    """One item of a JSON request."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: str
+    """Base64 or a data URI."""
+    id: str | None = None
+    """Without one: the SHA-256 of the image's bytes."""
+    metadata: dict[str, Any] = {}
+    source: str | None = None
+    """Where the image came from."""
+
+
+class AddItems(Parameters):
+    """`POST /collections/{name}/items` as JSON."""
+
+    items: list[NewItem]
+
+
+class NewCollection(BaseModel):
+    """`POST /collections`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """1 to 64 of a-z, A-Z, 0-9, `.`, `_`, `-`, beginning with a letter or a digit."""
+
+
+class ListParameters(BaseModel):
+    """`GET /collections/{name}/items`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    cursor: str | None = None
+    """`next_cursor` of the page before."""
+
+
+class Model(BaseModel):
+    """Which model answers; in every answer."""
+
+    id: str
+    fingerprint: str
+    dimensions: int
+
+
+class ImageError(BaseModel):
+    """Why one image of a request has no result."""
+
+    code: str
+    title: str
+    limit: int | None = None
+    actual: int | None = None
+
+
+class Embedded(BaseModel):
+    """One image's embedding, or its error."""
+
+    index: int
+    embedding: list[float] | str | None = None
+    width: int | None = None
+    height: int | None = None
+    format: str | None = None
+    sha256: str | None = None
+    error: ImageError | None = None
+
+
+class Usage(BaseModel):
+    """What the request took."""
+
+    images: int
+    failed: int
+
+
+class EmbedAnswer(BaseModel):
+    """Of `POST /embed`."""
+
+    model: Model
+    data: list[Embedded]
+    usage: Usage
+
+
+class SearchedCollection(BaseModel):
+    """Where neighbours came from; a score is a cosine, in [-1, 1], higher is nearer."""
+
+    name: str
+    fingerprint: str
+    items: int
+    metric: Literal["cosine"]
+
+
+class Neighbour(BaseModel):
+    """One item found."""
+
+    id: str
+    score: float
+    metadata: dict[str, Any] | None = None
+    embedding: list[float] | None = None
+
+
+class Neighbours(BaseModel):
+    """Of one query, best first; or the image's error."""
+
+    index: int
+    neighbours: list[Neighbour] | None = None
+    error: ImageError | None = None
+
+
+class SimilarAnswer(BaseModel):
+    """Of `POST /similar`."""
+
+    model: Model
+    collection: SearchedCollection
+    data: list[Neighbours]
+
+
+class Added(BaseModel):
+    """What became of one image; what is `added` or `updated` is on disk."""
+
+    index: int
+    id: str | None = None
+    status: Literal["added", "updated", "unchanged"] | None = None
+    error: ImageError | None = None
+
+
+class AddAnswer(BaseModel):
+    """Of `POST /collections/{name}/items`."""
+
+    model: Model
+    collection: str
+    data: list[Added]
+
+
+class CollectionAnswer(BaseModel):
+    """One collection."""
+
+    name: str
+    fingerprint: str
+    dimensions: int
+    items: int
+    metric: Literal["cosine"] = "cosine"
+    searchable: bool
+    """Whether it holds embeddings of the model that is served."""
+
+
+class CollectionsAnswer(BaseModel):
+    """All collections, in order of name."""
+
+    model: Model
+    data: list[CollectionAnswer]
+
+
+class ItemAnswer(BaseModel):
+    """One item."""
+
+    id: str
+    metadata: dict[str, Any]
+    sha256: str
+    source: str | None
+    embedding: list[float] | None = None
+
+
+class ItemsAnswer(BaseModel):
+    """Some items in order of id."""
+
+    data: list[ItemAnswer]
+    next_cursor: str | None
+
+
+class ProblemAnswer(BaseModel):
+    """Every error (RFC 9457); `code` is stable, the texts are not."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+
+
+AnyParameters = TypeVar("AnyParameters", bound=Parameters)
+
+
+def parse(model: type[AnyParameters], values: dict[str, Any], *, in_body: bool) -> AnyParameters:
+    """Checks what a request says.
+
+    Args:
+        model: What its route takes.
+        values: By name; of a query or a form, only text and lists of text.
+        in_body: Whether the values stood in a JSON body.
+
+    Raises:
+        InvalidParameter: A value can't be.
+        UnknownParameter: A name isn't one of the model's.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _refusal(error, in_body=in_body) from None
+
+
+def _refusal(error: ValidationError, *, in_body: bool) -> ServiceError:
+    return refusal_of(error.errors(include_context=False, include_url=False), in_body=in_body)
+
+
+def base64_of(vector: NDArray[np.floating]) -> str:
+    """Little-endian, as `numpy.frombuffer(base64.b64decode(text), "<f4")` reads it."""
+    return base64.b64encode(vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()).decode(
+        "ascii"
+    )

@@ -1,0 +1,129 @@
+"""What lives from start to stop, as routes see it, and the small things that most routes need."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Annotated, NotRequired, ParamSpec, TypedDict, TypeVar, cast
+
+from fastapi import Depends, Header, Request
+
+from app.api.refusals import ClientLeft
+from app.errors import FingerprintMismatch
+from app.inference.engine import Engine
+from app.search.collection import Catalogue, Collection
+from app.settings import Settings
+from app.telemetry import Metrics
+from dino_core.bundle import Manifest
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class State(TypedDict):
+    """Made by the lifespan; the last two are each request's own."""
+
+    settings: Settings
+    engine: Engine
+    manifest: Manifest
+    catalogue: Catalogue
+    metrics: Metrics
+    workers: ThreadPoolExecutor
+    request_id: NotRequired[str]
+    timings_ms: NotRequired[dict[str, float]]
+
+
+def state_of(request: Request) -> State:
+    """The state that the lifespan made."""
+    return cast(State, request.scope["state"])
+
+
+StateDep = Annotated[State, Depends(state_of)]
+
+
+def expect_fingerprint(
+    state: StateDep,
+    expected: Annotated[
+        str | None,
+        Header(
+            alias="X-Expect-Fingerprint",
+            description="Answer 409 unless this is the served model's fingerprint.",
+        ),
+    ] = None,
+) -> None:
+    """Refuses requests that pin another model.
+
+    Raises:
+        FingerprintMismatch: It isn't the one that is served.
+    """
+    found = state["engine"].model.fingerprint
+    if expected is not None and expected != found:
+        raise FingerprintMismatch(
+            f"X-Expect-Fingerprint is {expected}, and this service runs {found}: "
+            "embeddings of the two don't compare",
+            expected=expected,
+            found=found,
+        )
+
+
+def collection_of_this_model(state: State, name: str) -> Collection:
+    """A collection that the served model's embeddings may meet.
+
+    Raises:
+        UnknownCollection: There is none of the name.
+        FingerprintMismatch: It is another model's.
+    """
+    collection = state["catalogue"].get(name)
+    served = state["engine"].model.fingerprint
+    if collection.fingerprint != served:
+        raise FingerprintMismatch(
+            f"collection {name!r} holds embeddings of another model ({collection.fingerprint}) than the one "
+            f"served ({served}). Serve that model again, or make a collection for this one (POST /collections) "
+            f"and add the pictures to it; DELETE /collections/{name} first to use the name again",
+            expected=collection.fingerprint,
+            found=served,
+        )
+    return collection
+
+
+async def in_worker(state: State, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Runs what blocks (disk, search, codecs) off the event loop."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(state["workers"], lambda: work(*arguments, **named))
+
+
+async def while_connected(request: Request, work: Coroutine[object, object, T]) -> T:
+    """Runs `work`, and cancels it when the caller closes the connection. The body must have been read.
+
+    Raises:
+        ClientLeft: The caller did.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_closed(request))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientLeft("the caller closed the connection before the answer was there")
+    finally:
+        task.cancel()
+        watcher.cancel()
+        # Both have ended before the request has; their own ends are of no interest any more.
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+@contextmanager
+def timed(state: State, part: str) -> Iterator[None]:
+    """Adds a part's duration to the Server-Timing header."""
+    started_s = time.perf_counter()
+    try:
+        yield
+    finally:
+        timings_ms = state.setdefault("timings_ms", {})
+        timings_ms[part] = timings_ms.get(part, 0.0) + (time.perf_counter() - started_s) * 1000
+
+
+async def _closed(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

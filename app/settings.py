@@ -1,0 +1,200 @@
+"""Every setting of the service, from flags, environment variables and a TOML file: one typed, frozen model.
+
+Precedence: flag > environment (`DINO_SERVE_…`) > file (`--config`) > default.
+"""
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from app.inference.config import InferenceConfig
+from dino_core.preprocess import ImageLimits
+
+ENV_PREFIX = "DINO_SERVE_"
+
+
+class SettingsInvalid(Exception):
+    """The settings can't be used; the message names each and says what it may be."""
+
+
+class Settings(BaseSettings):
+    """What `dino-serve run` can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        protected_namespaces=(),
+    )
+
+    model: Path = Path("models/default")
+    """The bundle to serve."""
+    host: str = "127.0.0.1"
+    """Address to listen on; any but this machine's own needs --api-key-file or --insecure."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    data_dir: Path = Path("data")
+    """Where collections are kept; made if it isn't there."""
+    device: str = "auto"
+    """auto, cpu, cuda, or cuda:N."""
+
+    api_key_file: Path | None = None
+    """File of API keys, one a line; with it, every request for data needs one of them."""
+    insecure: bool = False
+    """Listen on other addresses without API keys: anyone who reaches them may read and write."""
+    allowed_hosts: tuple[str, ...] = ()
+    """More names that the Host header may have, beside this machine's own."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of other sites whose pages may call, say https://photos.example.org."""
+
+    max_request_bytes: int = Field(100 * 2**20, ge=1024)
+    """Of a whole body."""
+    max_image_bytes: int = Field(20 * 2**20, ge=1024)
+    """Of one image's file."""
+    max_image_pixels: int = Field(89_478_485, ge=1)
+    """Of one image as its header declares; the default is Pillow's."""
+    max_client_batch_size: int = Field(256, ge=1)
+    """Images of one request."""
+    max_concurrent_images: int = Field(1024, ge=1)
+    """Images between arrival and answer, of all requests; above it the answer is 429."""
+    request_timeout_s: float = Field(30.0, gt=0)
+    """From a whole body to its answer; then 504."""
+    upload_timeout_s: float = Field(120.0, gt=0)
+    """For a body to arrive; then 408."""
+
+    max_batch_size: int | None = Field(None, ge=1)
+    """Images of one launch of the model; empty: by the device."""
+    decode_threads: int | None = Field(None, ge=1)
+    """Threads that decode; empty: by the machine."""
+    compute_threads: int | None = Field(None, ge=1)
+    """Native threads of a model on the CPU; empty: by the machine."""
+    cache_size: int = Field(4096, ge=0)
+    """Embeddings to keep by content; 0 for none."""
+
+    drain_seconds: float = Field(20.0, ge=0)
+    """How long a stop waits for requests that are under way."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is logged."""
+    json_logs: bool = False
+    """Log JSON lines, one for each request too; otherwise plain text without requests."""
+    config: Path | None = None
+    """A TOML file with any of these settings, its keys spelled with underscores."""
+
+    @model_validator(mode="after")
+    def _refuse_an_open_door(self) -> "Settings":
+        if not (self.is_loopback or self.api_key_file or self.insecure):
+            raise ValueError(
+                f"host {self.host} can be reached from other machines, and there are no API keys: "
+                "give --api-key-file FILE, or say --insecure if your network keeps strangers out"
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the address."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+    def inference(self) -> InferenceConfig:
+        """The part that is the engine's.
+
+        Raises:
+            ValueError: Bounds contradict each other.
+        """
+        return InferenceConfig(
+            max_batch=self.max_batch_size,
+            decode_threads=self.decode_threads,
+            compute_threads=self.compute_threads,
+            max_images_per_request=self.max_client_batch_size,
+            max_image_bytes=self.max_image_bytes,
+            max_images_in_flight=self.max_concurrent_images,
+            max_bytes_in_flight=max(512 * 2**20, 2 * self.max_request_bytes),
+            limits=ImageLimits(max_pixels=self.max_image_pixels),
+            timeout_s=self.request_timeout_s,
+            cache_rows=self.cache_size,
+            drain_s=self.drain_seconds,
+        )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags come first by themselves; the constructor is given the file's values: see `load_settings`."""
+        return env_settings, init_settings
+
+
+def load_settings(arguments: Sequence[str], *, prog: str = "dino-serve run") -> Settings:
+    """Reads settings from flags, the environment and the file that either names.
+
+    Args:
+        arguments: The command line without the program's name.
+        prog: Shown by --help.
+
+    Raises:
+        SettingsInvalid: A value can't be used, or the file can't be read.
+        SystemExit: --help was asked for (0), or there is no such flag (2).
+    """
+    file_values = _read_toml(_config_file(arguments))
+    try:
+        return Settings(_cli_parse_args=list(arguments), _cli_prog_name=prog, **file_values)
+    except ValidationError as error:
+        raise SettingsInvalid(_sentence(error)) from None
+
+
+def _config_file(arguments: Sequence[str]) -> Path | None:
+    """The file must be known before the rest can be read, as its values come below flags and environment."""
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return Path(argument.removeprefix("--config="))
+        if argument == "--config" and index + 1 < len(arguments):
+            return Path(arguments[index + 1])
+    named = os.environ.get(f"{ENV_PREFIX}CONFIG")
+    return Path(named) if named else None
+
+
+def _read_toml(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsInvalid(f"config file {path} can't be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"config file {path} is not TOML: {error}") from None
+    return values
+
+
+def _sentence(error: ValidationError) -> str:
+    """Pydantic's findings in our words: which setting, what is wrong, what it was."""
+    found = []
+    for finding in error.errors():
+        name = ".".join(str(part) for part in finding["loc"])
+        if finding["type"] == "value_error":
+            found.append(finding["msg"].removeprefix("Value error, "))
+        elif finding["type"] == "extra_forbidden":
+            found.append(f"there is no setting {name}")
+        else:
+            found.append(
+                f"{name}: {finding['msg'][0].lower()}{finding['msg'][1:]} (found {finding['input']!r})"
+            )
+    return "; ".join(found)
