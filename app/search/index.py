@@ -83,6 +83,8 @@ class Snapshot:
         mask = self.alive if only is None else self._mask_of(only) & self.alive
         if excluded is not None and excluded.size:
             mask = mask & ~self._mask_of(excluded)
+        if not mask.any():
+            return [Candidates(_NO_ROWS, _NO_SCORES) for _ in queries_QD]
         found: list[Candidates] = []
         for start in range(0, len(queries_QD), QUERIES_AT_ONCE):
             found += self._nearest_of_block(queries_QD[start : start + QUERIES_AT_ONCE], k=k, mask=mask)
@@ -167,7 +169,7 @@ class Snapshot:
 
     def vectors_of(self, rows_N: Rows) -> Vector:
         """The vectors of some rows, copied: float32 [N, D]."""
-        vectors = np.empty((len(rows_N), self.chunks[0].shape[1] if self.chunks else 0), dtype=np.float32)
+        vectors = np.empty((len(rows_N), self.chunks[0].shape[1]), dtype=np.float32)
         for first_row, block in self._blocks():
             here = (rows_N >= first_row) & (rows_N < first_row + len(block))
             vectors[here] = block[rows_N[here] - first_row]

@@ -1,0 +1,186 @@
+"""The search in memory against a plain loop, alone and in batches, and snapshots that stay as they were."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.search import index as index_module
+from app.search.index import Rows, Snapshot, VectorIndex
+
+D = 16
+
+
+def unit(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    wide = vectors.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=-1, keepdims=True)
+    return np.asarray(wide / lengths, dtype=np.float32)
+
+
+def random_units(count: int, *, seed: int, dimensions: int = D) -> npt.NDArray[np.float32]:
+    return unit(np.random.default_rng(seed).normal(size=(count, dimensions)))
+
+
+def rids(*values: int) -> Rows:
+    return np.array(values, dtype=np.int64)
+
+
+def add(
+    index: VectorIndex, vectors: npt.NDArray[np.float32], *, first_rid: int, removed: Rows | None = None
+) -> None:
+    snapshot = index.prepare(
+        seq=index.snapshot.seq + 1,
+        rids=np.arange(first_rid, first_rid + len(vectors), dtype=np.int64),
+        vectors_ND=vectors,
+        removed=rids() if removed is None else removed,
+    )
+    index.publish(snapshot)
+
+
+def oracle(
+    vectors: npt.NDArray[np.float32], living: list[int], query: npt.NDArray[np.float32], k: int
+) -> list[tuple[int, float]]:
+    scored = sorted(
+        ((float(vectors[i].astype(np.float64) @ query.astype(np.float64)), i) for i in living),
+        key=lambda pair: (-pair[0], pair[1]),
+    )
+    return [(i, score) for score, i in scored[:k]]
+
+
+def found(snapshot: Snapshot, query: npt.NDArray[np.float32], k: int) -> list[int]:
+    (candidates,) = snapshot.nearest(query[None], k=k)
+    return [int(rid) for rid in candidates.rids[:k]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    count=st.integers(1, 3_000),
+    k=st.integers(1, 50),
+    seed=st.integers(0, 2**32 - 1),
+    dead_share=st.sampled_from([0.0, 0.1, 0.9]),
+)
+def test_the_search_equals_a_plain_loop_over_several_chunks(
+    count: int, k: int, seed: int, dead_share: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = random_units(count, seed=seed)
+    index = VectorIndex(D)
+    for start in range(0, count, 700):
+        add(index, vectors[start : start + 700], first_rid=start)
+    dead = np.flatnonzero(rng.random(count) < dead_share)
+    add(index, vectors[:0], first_rid=count, removed=dead)
+    living = sorted(set(range(count)) - set(dead.tolist()))
+    query = random_units(1, seed=seed + 1)[0]
+
+    (candidates,) = index.snapshot.nearest(query[None], k=k)
+
+    expected = oracle(vectors, living, query, k)
+    assert [int(rid) for rid in candidates.rids] == [i for i, _ in expected]
+    # The index rounds its scores to float32 once.
+    np.testing.assert_allclose(candidates.scores, [score for _, score in expected], atol=2e-7)
+    assert index.snapshot.alive_count == len(living)
+
+
+def test_a_query_has_the_same_answer_alone_and_in_a_batch() -> None:
+    vectors = random_units(5_000, seed=1)
+    index = VectorIndex(D)
+    add(index, vectors, first_rid=0)
+    queries = random_units(37, seed=2)
+    together = index.snapshot.nearest(queries, k=10)
+    for query, candidates in zip(queries, together, strict=True):
+        (alone,) = index.snapshot.nearest(query[None], k=10)
+        np.testing.assert_array_equal(alone.rids, candidates.rids)
+        np.testing.assert_array_equal(alone.scores, candidates.scores)
+
+
+def test_all_that_tie_with_the_last_are_returned_wherever_they_lie() -> None:
+    """Copies of one vector all over several chunks: a matrix product may round them differently."""
+    vectors = random_units(4_000, seed=3, dimensions=67)
+    copies = list(range(0, 4_000, 97))
+    vectors[copies] = vectors[0]
+    index = VectorIndex(67)
+    add(index, vectors, first_rid=0)
+    (candidates,) = index.snapshot.nearest(vectors[:1], k=3)
+    assert sorted(candidates.rids.tolist()) == copies
+    assert set(candidates.scores.tolist()) == {1.0}
+
+
+def test_scores_stay_within_minus_one_and_one() -> None:
+    vectors = random_units(300, seed=4)
+    index = VectorIndex(D)
+    add(index, np.concatenate([vectors, -vectors]), first_rid=0)
+    for candidates in index.snapshot.nearest(vectors, k=600):
+        assert candidates.scores.max() == 1.0
+        assert candidates.scores.min() == -1.0
+
+
+@pytest.mark.parametrize("chosen_share", [0.01, 0.2, 0.9])
+def test_only_and_excluded_rows_are_honoured_whether_rows_are_gathered_or_masked(chosen_share: float) -> None:
+    rng = np.random.default_rng(5)
+    vectors = random_units(2_500, seed=5)
+    index = VectorIndex(D)
+    add(index, vectors, first_rid=10, removed=None)
+    only = np.flatnonzero(rng.random(2_500) < chosen_share) + 10
+    excluded = only[::3]
+    (candidates,) = index.snapshot.nearest(
+        vectors[:1], k=2_500, only=np.concatenate([rids(1, 2), only, rids(99_999)]), excluded=excluded
+    )
+    assert set(candidates.rids.tolist()) == set(only.tolist()) - set(excluded.tolist())
+
+
+def test_an_empty_index_finds_nothing() -> None:
+    query = random_units(1, seed=6)
+    snapshot = VectorIndex(D).snapshot
+    for candidates in (
+        *snapshot.nearest(query, k=5),
+        *snapshot.nearest(query, k=5, only=rids(1), excluded=rids(2)),
+    ):
+        assert candidates.rids.size == 0
+
+
+def test_a_snapshot_stays_as_it_was_while_the_index_goes_on() -> None:
+    vectors = random_units(6_000, seed=7)
+    index = VectorIndex(D)
+    add(index, vectors[:100], first_rid=0)
+    before = index.snapshot
+    answer = found(before, vectors[0], 5)
+    add(index, np.repeat(vectors[:1], 3_000, axis=0), first_rid=100, removed=rids(*answer))
+    assert found(before, vectors[0], 5) == answer
+    assert before.alive_count == 100
+    assert set(found(index.snapshot, vectors[0], 5)) & set(answer) == set()
+
+
+def test_what_is_prepared_but_never_published_leaves_no_trace() -> None:
+    vectors = random_units(10, seed=8)
+    index = VectorIndex(D)
+    add(index, vectors[:5], first_rid=0)
+    index.prepare(seq=2, rids=rids(5, 6), vectors_ND=vectors[5:7], removed=rids(0, 1))
+    assert found(index.snapshot, vectors[0], 10)[0] == 0
+    assert index.snapshot.alive_count == 5
+    add(index, vectors[7:], first_rid=20)
+    assert found(index.snapshot, vectors[7], 1) == [20]
+    assert sorted(found(index.snapshot, vectors[0], 10)) == [0, 1, 2, 3, 4, 20, 21, 22]
+
+
+def test_the_dead_leave_memory_when_they_are_many() -> None:
+    vectors = random_units(5_000, seed=9)
+    index = VectorIndex(D)
+    add(index, vectors, first_rid=0)
+    dead = np.arange(0, 5_000, 2, dtype=np.int64)
+    add(index, vectors[:1], first_rid=9_000, removed=dead)
+    assert index.snapshot.size == 2_501
+    assert found(index.snapshot, vectors[0], 1) == [9_000]
+    assert found(index.snapshot, vectors[1], 1) == [1]
+
+
+def test_appending_copies_no_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "FIRST_CHUNK_ROWS", 4)
+    vectors = random_units(100, seed=10)
+    index = VectorIndex(D)
+    add(index, vectors[:20], first_rid=0)
+    chunks = index.snapshot.chunks
+    for i in range(20, 100):
+        add(index, vectors[i : i + 1], first_rid=i)
+    assert all(now is then for now, then in zip(index.snapshot.chunks, chunks, strict=False))
+    assert [found(index.snapshot, vector, 1) for vector in vectors] == [[i] for i in range(100)]
