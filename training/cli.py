@@ -187,22 +187,21 @@ def _recipes(settings: RecipesSettings, console: Console) -> None:
             raise ConfigError(f"there is no recipe {settings.name!r}: there are {', '.join(RECIPES)}")
         console.print_json(RECIPES[settings.name](size).model_dump_json())
         return
-    table = Table("recipe", "network", "crops", "K", "batch", "steps", "what", box=None, pad_edge=False)
     for name, recipe in RECIPES.items():
         config = recipe(size)
         crops = config.crops
-        table.add_row(
-            name,
-            config.backbone.name,
-            f"2x{crops.global_px} + {crops.local_count}x{crops.local_px}",
-            str(config.head.num_prototypes),
-            str(config.batch_size),
-            str(config.steps),
-            (recipe.__doc__ or "").splitlines()[0],
+        lines = (
+            f"{name}: {(recipe.__doc__ or '').splitlines()[0]}",
+            f"  {config.backbone.name}, crops 2 x {crops.global_px} px + {crops.local_count} x "
+            f"{crops.local_px} px, {config.head.num_prototypes} prototypes, {config.steps:,} steps of "
+            f"{config.batch_size} images",
         )
-    console.print(table)
+        console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
     console.print(
-        f"Steps are for {settings.num_images:,} images; dino-train recipes NAME prints all settings of one."
+        f"Steps are for {settings.num_images:,} images (--num-images); "
+        "dino-train recipes NAME prints all settings of one.",
+        soft_wrap=True,
+        highlight=False,
     )
 
 

@@ -123,9 +123,8 @@ https://arxiv.org/abs/2104.14294) with dinoserve. The weights are the teacher's 
 | | |
 |---|---|
 | network | `{config.backbone.name}` (timm), trained at {config.crops.global_px} px |
-| input | shorter side to {preprocessing.resize_px} px (bicubic, antialias), centre crop
-{preprocessing.crop_px} px |
-| data | `{data.get("name", "unknown")}`: {images}{_classes(data)}; labels were not used |
+| input | shorter side to {preprocessing.resize_px} px (bicubic), centre crop {preprocessing.crop_px} px |
+| data | {images} of `{data.get("name", "unknown")}`{_classes(data)}; labels were not used |
 | recipe | `{config.recipe}`, {steps:,} steps of {config.batch_size} images, seed {config.seed} |
 
 Use it: `dino-serve run --model models/{name}`, or without dinoserve
@@ -140,12 +139,11 @@ Every setting of the run is in `manifest.json` under `provenance`.
   `dino-train eval models/{name} --data DIR` before you rely on it.
 - Similar means similar to this network: colours, textures and backgrounds count as well as objects.
 - Whatever is over- or under-represented in the training images is so in its judgements. Do not use it to
-  decide
-  about people.
+  decide about people.
 
 ## Licence
-The weights are as free as the images that they were trained on: see their terms. The code that made them is
-Apache-2.0.
+The weights are as free as the images that they were trained on: see the terms of those. The code that made
+them is Apache-2.0.
 """
 
 
@@ -159,13 +157,12 @@ def _measured(evaluations: Sequence[Mapping[str, Any]]) -> str:
     ]
     sentence = ""
     if "knn_percent" in last:
-        what = {
-            "val": "held-out validation images, classified by training images",
-            "seen": "a tenth of the training images, drawn by name, classified by the others (seen without "
-            "labels)",
-        }[last["knn_kind"]]
         rows.insert(0, (f"k-NN accuracy in %, k = {last['knn_k']}", "knn_percent", ".1f"))
-        sentence = f"\nk-NN: {last['knn_queries']} {what} ({last['knn_bank']} of them), T = 0.07.\n"
+        which = {
+            "val": "{queries} held-out validation images, each classified by {bank} training images",
+            "seen": "{queries} training images (seen, without labels), each classified by {bank} others",
+        }[last["knn_kind"]]
+        sentence = f"\nk-NN: {which.format(queries=last['knn_queries'], bank=last['knn_bank'])}; T = 0.07.\n"
     table = "\n".join(
         f"| {title} | {first[key]:{form}} | **{last[key]:{form}}** |"
         for title, key, form in rows

@@ -102,8 +102,13 @@ def cpu(size: RunSize) -> RunConfig:
         loading=LoadingConfig(canvas_px=96, workers=2),
         # Objects look larger in random crops than in whole pictures; a larger test picture evens that out
         # (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
+        # 3,000 pictures of 96 px take two cores 12 s: nine measurements are 4 % of 45 minutes.
         evaluation=EvaluationConfig(
-            every_steps=max(1, steps // 10), max_bank_images=3000, resize_px=96, crop_px=96
+            every_steps=max(1, steps // 8),
+            max_bank_images=2000,
+            max_query_images=1000,
+            resize_px=96,
+            crop_px=96,
         ),
         checkpoints=CheckpointConfig(every_steps=100),
         guard=GuardConfig(patience_steps=max(50, steps // 10)),

@@ -25,8 +25,9 @@ from training.recipes import RECIPES, RunSize
 from training.rundir import RunPlan, default_name, read_plan, training_folder
 
 ENV_PREFIX = "DINO_TRAIN_"
-# What may change when a run resumes: nothing that a weight depends on.
-OPERATIONAL_PARTS = frozenset({"device", "log_every_steps", "checkpoints", "guard"})
+# What may change when a run resumes: nothing that a weight depends on, but for the last digits of another
+# device.
+OPERATIONAL = ("device", "log_every_steps", "loading.workers", "loading.cache", "checkpoints.", "guard.")
 
 
 class RunSettings(BaseSettings, RunConfig):
@@ -101,11 +102,7 @@ def refuse_changes_on_resume(saved: RunConfig, asked: RunConfig) -> None:
     Raises:
         ConfigError: A setting differs on which the weights depend.
     """
-    changes = [
-        change
-        for change in differences(saved, asked)
-        if change.split(".")[0].split(" ")[0] not in OPERATIONAL_PARTS
-    ]
+    changes = [change for change in differences(saved, asked) if not change.startswith(OPERATIONAL)]
     if changes:
         raise ConfigError(
             f"a resumed run keeps its settings, and these differ: {', '.join(changes)}; leave them out, or "
