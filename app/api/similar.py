@@ -128,7 +128,7 @@ def _neighbours(
 def _neighbours_answer(
     collection: Collection, neighbours: list[Neighbour], parameters: SimilarParameters
 ) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [{"id": found.id, "score": found.score} for found in neighbours]
+    rows: list[dict[str, Any]] = [{"id": found.id, "score": round(found.score, 6)} for found in neighbours]
     if "metadata" in parameters.include:
         for row, found in zip(rows, neighbours, strict=True):
             row["metadata"] = found.metadata

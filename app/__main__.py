@@ -1,0 +1,5 @@
+"""`python -m app` is `dino-serve`."""
+
+from app.cli import main
+
+main()

@@ -1,0 +1,43 @@
+"""`GET /info`: which model, what it does to pixels, and every limit that a request can meet."""
+
+from importlib.metadata import version
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from app.api import answers
+from app.api.embed import model_answer
+from app.api.state import StateDep
+from dino_core.preprocess import SUPPORTED_FORMATS
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/info", summary="Model and limits")
+async def info(state: StateDep) -> Response:
+    """Says what a client needs to know before it sends anything."""
+    manifest, settings, engine = state["manifest"], state["settings"], state["engine"]
+    limits = engine.config.limits
+    content = {
+        "model": model_answer(engine.model)
+        | {
+            "architecture": manifest.architecture,
+            "pooling": manifest.pooling,
+            "normalised": manifest.normalise,
+            "input_px": engine.input_px,
+            "preprocessing": manifest.preprocessing.to_json(),
+        },
+        "formats": list(SUPPORTED_FORMATS),
+        "limits": {
+            "request_bytes": settings.max_request_bytes,
+            "image_bytes": settings.max_image_bytes,
+            "image_pixels": limits.max_pixels,
+            "image_min_side_px": limits.min_side_px,
+            "image_aspect_ratio": limits.max_aspect_ratio,
+            "images_per_request": settings.max_client_batch_size,
+            "concurrent_images": settings.max_concurrent_images,
+            "request_timeout_s": settings.request_timeout_s,
+        },
+        "versions": {"dinoserve": version("dinoserve"), "torch": version("torch")},
+    }
+    return answers.structured(content, answers.JSON)

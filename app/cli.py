@@ -1,0 +1,171 @@
+"""`dino-serve`: text to settings to a call. The work is elsewhere."""
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+import torch
+import uvicorn
+from rich.console import Console
+
+from app.errors import DirectoryInUse, ServiceError, StorageError
+from app.inference.config import InferenceConfig
+from app.inference.engine import Engine
+from app.main import create_app
+from app.search.library import Collections
+from app.settings import Settings, SettingsInvalid, load_settings
+from app.telemetry import Metrics, set_up_logs
+from dino_core.bundle import Bundle, load_bundle
+from dino_core.errors import DinoError
+
+_USAGE = """\
+dino-serve: embeddings and neighbours of pictures, from a bundle in models/
+
+  dino-serve run [--model models/default] [--port 8000]   serve it; the page is at http://127.0.0.1:8000
+  dino-serve index add DIR [--collection default]         add a folder of pictures to a collection
+
+Each command has --help. Settings can also be environment variables (DINO_SERVE_PORT) or stand in a TOML file."""
+
+_REFUSED = 2  # exit status: nothing was done, and the sentence on stderr says why
+_STARTED_POLL_S = 0.02
+
+logger = logging.getLogger(__name__)
+
+
+class _CannotStart(Exception):
+    """The command can't do its work; the message is for the user."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command that the arguments name, and exits.
+
+    Args:
+        arguments: Without the program's name; None for the process's own.
+
+    Raises:
+        SystemExit: Always but after a clean end: 2 where nothing was done.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        _dispatch(list(arguments))
+    except (SettingsInvalid, _CannotStart, DinoError, ServiceError) as error:
+        _say(f"dino-serve: {error}")
+        raise SystemExit(_REFUSED) from None
+
+
+def _dispatch(arguments: list[str]) -> None:
+    match arguments:
+        case ["run", *flags]:
+            run(load_settings(flags))
+        case [] | ["-h" | "--help"]:
+            _say(_USAGE)
+        case [command, *_]:
+            raise _CannotStart(f"there is no command {command!r}\n\n{_USAGE}")
+
+
+def run(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what is under way.
+
+    Raises:
+        SettingsInvalid: The API keys can't be read.
+        DinoError: The bundle can't be loaded.
+        StorageError: The data directory can't be used; so DirectoryInUse.
+    """
+    set_up_logs(level=settings.log_level, json_lines=settings.json_logs)
+    # First, as it is the quickest to fail: nobody wants to wait for a model to learn that a port is taken.
+    with _bound(settings) as listener:
+        bundle = load_bundle(settings.model, device=_device(settings.device))
+        try:
+            catalogue = Collections.open(settings.data_dir)
+        except (DirectoryInUse, StorageError) as error:
+            raise _CannotStart(f"{error} (--data-dir names the directory)") from None
+        try:
+            _serve(settings, bundle, catalogue, listener)
+        finally:
+            catalogue.close()
+
+
+def _serve(settings: Settings, bundle: Bundle, catalogue: Collections, listener: socket.socket) -> None:
+    metrics = Metrics()
+    engine = Engine(bundle, _checked(settings), observer=metrics)
+    app = create_app(settings, engine, catalogue, manifest=bundle.manifest, metrics=metrics)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nothing here depends on the caller's address
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    server = uvicorn.Server(config)
+    # After its shutdown uvicorn raises the signal again for whoever had it before; here that is nobody, so that
+    # collections are closed in order and the exit status is 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve_and_greet(server, listener, _greeting(settings, bundle, listener)))
+    if not server.started:
+        raise _CannotStart("the service could not start; the log above says why")
+
+
+async def _serve_and_greet(server: uvicorn.Server, listener: socket.socket, greeting: str) -> None:
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not (server.started or serving.done()):
+        await asyncio.sleep(_STARTED_POLL_S)
+    if server.started:
+        # What is here now lives until the end; a collector that walks it again and again costs pauses.
+        gc.collect()
+        gc.freeze()
+        _say(greeting)
+    await serving
+
+
+def _greeting(settings: Settings, bundle: Bundle, listener: socket.socket) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    shown = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else host  # noqa: S104
+    url = f"http://{shown}:{listener.getsockname()[1]}"
+    return f"dinoserve: {bundle.manifest.id} at {url} (page: {url}/  API: {url}/docs)  Ctrl-C stops"
+
+
+def _bound(settings: Settings) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise _CannotStart(
+            f"can't listen on {settings.host} port {settings.port}: {error.strerror}. "
+            "Is another service there? --port names another port"
+        ) from None
+    return listener
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in {"cpu", "cuda"} or (number and not number.isdecimal()):
+        raise SettingsInvalid(f"device is {name!r}: it is auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise SettingsInvalid(f"device is {name!r}, and torch finds no CUDA device here: use --device cpu")
+    return name
+
+
+def _checked(settings: Settings) -> InferenceConfig:
+    try:
+        return settings.inference()
+    except ValueError as error:
+        raise SettingsInvalid(str(error)) from None
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)

@@ -1,0 +1,120 @@
+"""Puts the parts together. Importing this does nothing: `create_app` is the one function that wires."""
+
+import logging
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.middleware import Middleware
+
+from app.api import collections, embed, health, info, items, problems, similar
+from app.api.context import RequestContext
+from app.api.guard import BodyLimit, EncodedItemPaths, Guard, read_api_keys
+from app.api.openapi import PROBLEM_RESPONSES
+from app.api.pages import Pages, page_router
+from app.api.state import State, expect_fingerprint
+from app.errors import UnknownCollection
+from app.inference.engine import Engine
+from app.inference.threads import cpu_budget
+from app.search.collection import Catalogue, Collection
+from app.settings import Settings
+from app.telemetry import Metrics
+from dino_core.bundle import Manifest
+
+DEFAULT_COLLECTION = "default"
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    engine: Engine,
+    catalogue: Catalogue,
+    *,
+    manifest: Manifest,
+    metrics: Metrics | None = None,
+) -> FastAPI:
+    """Makes the service of one model.
+
+    Args:
+        settings: Of the service.
+        engine: Not started; the app starts and stops it.
+        catalogue: Open; who opened it closes it.
+        manifest: Of the engine's bundle, for `/info`.
+        metrics: Those that the engine observes into; None for new ones without the engine's.
+
+    Raises:
+        SettingsInvalid: The file of API keys can't be used.
+    """
+    metrics = metrics or Metrics()
+    metrics.serves(engine.model.id, engine.model.fingerprint, engine.gauges)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        ensure_default_collection(catalogue, engine)
+        await engine.start()
+        # Twice the cores: half of this work waits for the disk.
+        workers = ThreadPoolExecutor(2 * cpu_budget(), thread_name_prefix="dino-worker")
+        try:
+            yield State(
+                settings=settings,
+                engine=engine,
+                manifest=manifest,
+                catalogue=catalogue,
+                metrics=metrics,
+                workers=workers,
+            )
+        finally:
+            await engine.stop()
+            workers.shutdown()
+
+    app = FastAPI(
+        title="dinoserve",
+        version=version("dinoserve"),
+        description="Embeds pictures with a self-supervised teacher, and finds those that are alike.",
+        lifespan=lifespan,
+        docs_url=None,  # ours is at /docs, without assets from other hosts
+        redoc_url=None,
+        responses=PROBLEM_RESPONSES,
+        middleware=[
+            Middleware(RequestContext, metrics=metrics, model=engine.model),
+            Middleware(
+                Guard,
+                settings=settings,
+                api_keys=read_api_keys(settings.api_key_file) if settings.api_key_file else (),
+            ),
+            Middleware(BodyLimit, max_bytes=settings.max_request_bytes),
+            Middleware(EncodedItemPaths),
+        ],
+    )
+    problems.install(app)
+    api = APIRouter(dependencies=[Depends(expect_fingerprint)])
+    for resource in (embed, similar, collections, items, info):
+        api.include_router(resource.router)
+    app.include_router(api)
+    app.include_router(health.router)
+    app.include_router(page_router(Pages()))
+    return app
+
+
+def ensure_default_collection(catalogue: Catalogue, engine: Engine) -> Collection:
+    """The collection `default`, made for the served model where there is none.
+
+    One that holds another model's embeddings stays as it is: searches in it are refused, and say what to do.
+    """
+    model = engine.model
+    try:
+        collection = catalogue.get(DEFAULT_COLLECTION)
+    except UnknownCollection:
+        return catalogue.create(
+            DEFAULT_COLLECTION, fingerprint=model.fingerprint, dimensions=model.dimensions
+        )
+    if collection.fingerprint != model.fingerprint:
+        logger.warning(
+            "collection %r holds embeddings of another model (%s): /embed works, searching it answers 409",
+            DEFAULT_COLLECTION,
+            collection.fingerprint,
+        )
+    return collection
