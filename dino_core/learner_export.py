@@ -88,7 +88,12 @@ def _as_timm(
             "got can be kept with torch.save(learner.teacher.state_dict(), ...)"
         )
     try:
-        backbone = make_backbone(name, image_size_px=image_size_px, model_kwargs=model_kwargs).eval()
+        backbone = make_backbone(
+            name,
+            image_size_px=image_size_px,
+            position_interpolation="antialias",  # timm's, as the network does it by itself
+            model_kwargs=model_kwargs,
+        ).eval()
         wanted = backbone.network.state_dict()
         weights = net.state_dict()
         backbone.network.load_state_dict({key: t for key, t in weights.items() if key in wanted})

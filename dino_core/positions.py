@@ -107,8 +107,8 @@ def at_other_sizes(
         raise BackboneError(
             f"{type(backbone.net).__name__} takes images of {image_size_px} px and no local crops of "
             f"{other_size_px} px ({type(error).__name__}: {error}): give a local_size that it takes, "
-            f"build it for any size (timm: dynamic_img_size=True), or give local_size={image_size_px}, at the "
-            "cost of a global crop"
+            f"build it for any size (timm: dynamic_img_size=True), or give local_size={image_size_px} at "
+            "the cost of a global crop"
         ) from error
     finally:
         for module, was_training in training:
