@@ -167,6 +167,16 @@ def test_boxes_are_distributed_as_torchvisions(area: tuple[float, float], size_p
         assert greatest_gap(of_ours, of_theirs) < 2.2 * math.sqrt(2 / count)
 
 
+def test_every_place_is_as_likely_as_every_other_the_last_included() -> None:
+    """Boxes of 2 x 2 in 5 x 5 pixels have 4 places along each side."""
+    view = replace(PLAIN, area=(4 / 25, 4 / 25), aspect=(1.0, 1.0))
+    boxes = drawn(view, size_px=(5, 5)).boxes_B4
+    for starts in (boxes[:, 0], boxes[:, 1]):
+        places, counts = np.unique(starts, return_counts=True)
+        assert places.tolist() == [0, 1, 2, 3]
+        assert np.abs(counts / MANY - 1 / 4).max() < 4 * math.sqrt(3 / 16 / MANY)
+
+
 def measures(boxes: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     tops, lefts, heights, widths = boxes.T
     return [heights * widths, widths / heights, tops, lefts]
