@@ -67,7 +67,8 @@ class Overloaded(ServiceError):
 
     Attributes:
         retry_after_s: When there should be room, from the rate measured; above 0.
-        reason: Which budget is spent: "images", "bytes", "pixels" or "wait". Bounded, so usable as a metric's label.
+        reason: Which budget is spent: "images", "bytes", "pixels" or "wait". Bounded, so usable as a metric's
+            label.
     """
 
     code = "overloaded"

@@ -89,6 +89,9 @@ class Batcher(Generic[Entry, Row]):
         self._observer = observer
         self._changed = threading.Condition()
         self._ready: deque[tuple[Entry, float]] = deque()
+        # An entry is always in one of four, so that a death finds it: ready, judged, forming, in flight.
+        self._judged: deque[tuple[Entry, float]] = deque()
+        self._forming: list[Entry] = []
         self._in_flight: deque[_Batch[Entry, Row]] = deque()
         self._closing = False
         self._dead = False
@@ -185,24 +188,23 @@ class Batcher(Generic[Entry, Row]):
 
     def _take(self, *, wait: bool) -> list[Entry]:
         """Up to a batch of wanted entries; none if none is ready or, when waiting, if it is time to end."""
-        entries: list[Entry] = []
-        now_s = time.monotonic()
-        while len(entries) < self._config.max_batch:
-            ready = self._pop(self._config.max_batch - len(entries), wait=wait and not entries)
-            if not ready:
+        forming = self._forming
+        while len(forming) < self._config.max_batch:
+            self._judged.extend(self._pop(self._config.max_batch - len(forming), wait=wait and not forming))
+            if not self._judged:
                 break
             now_s = time.monotonic()
-            dropped = []
-            for entry, since_s in ready:
-                if self._wanted(entry):
-                    entries.append(entry)
-                    self._observer.observe("queue_wait_seconds", now_s - since_s)
+            while self._judged:
+                entry, ready_s = self._judged[0]
+                wanted = self._wanted(entry)
+                self._judged.popleft()
+                if wanted:
+                    forming.append(entry)
+                    self._observer.observe("queue_wait_seconds", now_s - ready_s)
                 else:
-                    dropped.append(entry)
-            # At once, not with the batch: they may hold what the next entries need to become ready.
-            if dropped:
-                self._settle(dropped, [Dropped() for _ in dropped])
-        return entries
+                    # Now, not with the batch: it may hold what the next entry needs to become ready.
+                    self._settle([entry], [Dropped()])
+        return forming
 
     def _pop(self, count: int, *, wait: bool) -> list[tuple[Entry, float]]:
         with self._changed:
@@ -212,7 +214,8 @@ class Batcher(Generic[Entry, Row]):
 
     def _start_batch(self, entries: list[Entry]) -> None:
         batch: _Batch[Entry, Row] = _Batch(entries, time.monotonic())
-        self._in_flight.append(batch)  # before the launch, so that a death in it loses nobody
+        self._in_flight.append(batch)
+        self._forming = []
         self._observer.observe("batch_size", len(entries))
         try:
             batch.collect = self._launch(entries)
@@ -263,7 +266,7 @@ class Batcher(Generic[Entry, Row]):
         with self._changed:
             self._dead = True
             left = [entry for batch in self._in_flight for entry in batch.entries]
-            left += [entry for entry, _ in self._ready]
+            left += [*self._forming, *(entry for entry, _ in (*self._judged, *self._ready))]
             self._in_flight.clear()
             self._ready.clear()
         if left:

@@ -104,7 +104,7 @@ class Engine:
         self._empty_outbox()
         for request in list(self._requests):
             request.fail(NotReady("the service stopped before this request was answered: send it again"))
-        self._header_reader.shutdown(wait=False)
+        await self._loop.run_in_executor(None, self._header_reader.shutdown)
         self._loop = None
 
     @property

@@ -146,14 +146,13 @@ class Pipeline:
             return self._end(work, Dropped())
         (picture,) = work.pictures  # nobody has joined yet
         picture.sha256 = hashlib.sha256(picture.data).digest()
-        match self._cache.join(picture, work):
-            case Joined.FOLLOWS:
-                return self._observer.count("cache_hits_total", label="in_flight")
-            case Joined.LEADS:
-                return self._fill_slot(work, picture.data, started_s)
-            case stored:
-                self._observer.count("cache_hits_total", label="stored")
-                return self._settled([([picture], stored)])
+        joined = self._cache.join(picture, work)
+        if joined is Joined.LEADS:
+            return self._fill_slot(work, picture.data, started_s)
+        if joined is Joined.FOLLOWS:
+            return self._observer.count("cache_hits_total", label="in_flight")
+        self._observer.count("cache_hits_total", label="stored")
+        return self._settled([([picture], joined)])
 
     def _fill_slot(self, work: Work, data: bytes, started_s: float) -> None:
         try:
@@ -220,7 +219,7 @@ class Pipeline:
 def _rows_in_place(rows_BD: Matrix, places: list[int]) -> list[Row]:
     """Rows in the order of the works; a row that isn't finite is its own image's failure."""
     rows_BD.setflags(write=False)  # several callers may get the same row
-    finite_B: list[bool] = np.isfinite(rows_BD).all(axis=1).tolist()
+    finite_B = np.asarray(np.isfinite(rows_BD).all(axis=1))
     in_place: list[Row] = [_NO_EMBEDDING] * len(places)
     for row, is_finite, place in zip(rows_BD, finite_B, places, strict=True):
         if is_finite:
