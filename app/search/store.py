@@ -95,6 +95,7 @@ class Store:
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA secure_delete = ON")  # an erased picture leaves no bytes behind
             except BaseException:
                 connection.close()
                 raise
