@@ -28,7 +28,7 @@ dino-serve: embeddings and neighbours of pictures, from a bundle in models/
   dino-serve run [--model models/default] [--port 8000]   serve it; the page is at http://127.0.0.1:8000
   dino-serve index add DIR [--collection default]         add a folder of pictures to a collection
 
-Each command has --help. Settings can also be environment variables (DINO_SERVE_PORT) or stand in a TOML file."""
+Each command has --help. Settings can also be environment variables (DINO_SERVE_PORT), or in a TOML file."""
 
 _REFUSED = 2  # exit status: nothing was done, and the sentence on stderr says why
 _STARTED_POLL_S = 0.02
@@ -104,8 +104,8 @@ def _serve(settings: Settings, bundle: Bundle, catalogue: Collections, listener:
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     server = uvicorn.Server(config)
-    # After its shutdown uvicorn raises the signal again for whoever had it before; here that is nobody, so that
-    # collections are closed in order and the exit status is 0.
+    # After its shutdown uvicorn raises the signal again for whoever had it before. Here that is nobody, so
+    # that collections are closed in order and the exit status is 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -128,7 +128,7 @@ async def _serve_and_greet(server: uvicorn.Server, listener: socket.socket, gree
 
 def _greeting(settings: Settings, bundle: Bundle, listener: socket.socket) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    shown = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else host  # noqa: S104
+    shown = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else host
     url = f"http://{shown}:{listener.getsockname()[1]}"
     return f"dinoserve: {bundle.manifest.id} at {url} (page: {url}/  API: {url}/docs)  Ctrl-C stops"
 

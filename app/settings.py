@@ -156,7 +156,9 @@ def load_settings(arguments: Sequence[str], *, prog: str = "dino-serve run") -> 
     """
     file_values = _read_toml(_config_file(arguments))
     try:
-        return Settings(_cli_parse_args=list(arguments), _cli_prog_name=prog, **file_values)
+        # In a dict, as these belong to the library and aren't settings.
+        command_line: dict[str, Any] = {"_cli_parse_args": list(arguments), "_cli_prog_name": prog}
+        return Settings(**command_line, **file_values)
     except ValidationError as error:
         raise SettingsInvalid(_sentence(error)) from None
 

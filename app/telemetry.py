@@ -1,4 +1,4 @@
-"""What the service tells about itself: Prometheus metrics, and the set-up of logs. Nothing leaves the process."""
+"""What the service tells about itself: Prometheus metrics and logs. Nothing leaves the process."""
 
 import logging
 import sys
@@ -48,7 +48,7 @@ _GAUGES = {
 
 
 class Metrics:
-    """The metrics of one app, in a registry of their own; the engine's `Observer`. Safe to use from any thread."""
+    """The metrics of one app, in their own registry; the engine's `Observer`. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -114,7 +114,7 @@ class _EngineGauges(Collector):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, the members of `fields` in `extra`, the traceback."""
+    """One JSON object a line: time, level, logger, message, the members of `fields`, the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Formats one record."""

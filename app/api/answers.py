@@ -39,7 +39,7 @@ def negotiate(request: Request, *offers: str) -> str:
 
 
 def structured(content: dict[str, Any], media_type: str) -> Response:
-    """JSON, with numbers as short as float32 allows, or MessagePack. NumPy arrays may be anywhere in the content."""
+    """JSON, with numbers as short as float32 allows, or MessagePack. NumPy arrays may be anywhere in it."""
     if media_type == MSGPACK:
         return Response(msgpack.packb(content, default=_plain), media_type=MSGPACK)
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)

@@ -1,4 +1,4 @@
-"""Bodies to images and parameters, by Content-Type. Bytes are bounded while they arrive; nothing is decoded here."""
+"""Bodies to images and parameters, by Content-Type. Bytes are bounded as they arrive; nothing is decoded."""
 
 import asyncio
 import binascii
@@ -116,8 +116,8 @@ def require_images(upload: Upload) -> None:
     """
     if not upload.images and (upload.pixels is None or not len(upload.pixels)):
         raise NoImages(
-            "the request has no image: send multipart/form-data with files in the field `images`, an image as the "
-            'body, or JSON {"images": [base64, …]}'
+            "the request has no image: send multipart/form-data with files in the field `images`, an "
+            'image as the body, or JSON {"images": [base64, …]}'
         )
 
 

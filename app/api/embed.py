@@ -33,8 +33,8 @@ _UNIT_LENGTH_FLOOR = 1e-12  # below it a row is zero, and stays so
 async def embed(request: Request, state: StateDep) -> Response:
     """Embeds one image or many.
 
-    Parameters stand in the query, in a form, or in the JSON body. Each image of a list has its embedding or its own
-    error; with `Accept: application/x-npy` failed rows are NaN and `X-Failed-Items` counts them.
+    Parameters stand in the query, in a form, or in the JSON body. Each image of a list has its embedding or
+    its own error; with `Accept: application/x-npy` failed rows are NaN and `X-Failed-Items` counts them.
     """
     media_type = answers.negotiate(request, answers.JSON, answers.NPY, answers.MSGPACK)
     with timed(state, "receive"):

@@ -39,8 +39,8 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
         raise SettingsInvalid(f"API key file {path} has no key: put at least one in it, one a line")
     if any(len(key) < _KEY_MIN_CHARACTERS for key in keys):
         raise SettingsInvalid(
-            f"API key file {path} has a key of fewer than {_KEY_MIN_CHARACTERS} characters: make longer ones, "
-            "say with `openssl rand -hex 24`"
+            f"API key file {path} has a key of fewer than {_KEY_MIN_CHARACTERS} characters: make longer "
+            "ones, say with `openssl rand -hex 24`"
         )
     return keys
 
@@ -48,9 +48,9 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
 class Guard:
     """Refuses requests from elsewhere and requests without a key.
 
-    A page of any site can make a browser send requests to this machine. Three things keep such pages out: the Host
-    header must name this machine (against DNS rebinding), a request that changes something must not have another
-    site's Origin, and no answer carries a CORS header.
+    A page of any site can make a browser send requests to this machine. Three things keep such pages out: the
+    Host header must name this machine (against DNS rebinding), a request that changes something must not have
+    another site's Origin, and no answer carries a CORS header.
 
     Args:
         app: What is inside.
@@ -86,8 +86,8 @@ class Guard:
         host = _without_port(headers.get("host", ""))
         if self._hosts is not None and host not in self._hosts:
             raise UntrustedHost(
-                f"the Host header is {host[:100]!r}, and this service answers to {', '.join(sorted(self._hosts))}: "
-                "name others with --allowed-hosts"
+                f"the Host header is {host[:100]!r}, and this service answers to "
+                f"{', '.join(sorted(self._hosts))}: name others with --allowed-hosts"
             )
 
     def _check_origin(self, method: str, headers: Headers) -> None:
@@ -111,7 +111,7 @@ class Guard:
 
 
 class BodyLimit:
-    """Refuses bodies above a limit: by Content-Length before a byte is read, and by counting where there is none.
+    """Refuses bodies above a limit: by Content-Length before a byte is read, and by counting them all.
 
     Args:
         app: What is inside.
@@ -146,7 +146,8 @@ class BodyLimit:
 
     def _too_large(self, actual: int) -> TooLarge:
         return TooLarge(
-            f"the body has {actual:,} bytes or more, at most {self._max_bytes:,} are taken: send fewer images at once",
+            f"the body has {actual:,} bytes or more, at most {self._max_bytes:,} are taken: "
+            "send fewer images at once",
             limit=self._max_bytes,
             actual=actual,
         )
@@ -155,8 +156,9 @@ class BodyLimit:
 class EncodedItemPaths:
     """Lets routes of items see their path as it was sent, so that an id may contain an encoded slash.
 
-    Servers decode `%2F` before routing: the item `a/thumbnail` and the thumbnail of `a` would be one path. Below
-    `/collections/` the router therefore gets the encoded path, and `decoded_id` decodes each part by itself.
+    Servers decode `%2F` before routing: the item `a/thumbnail` and the thumbnail of `a` would be one path.
+    Below `/collections/` the router therefore gets the encoded path, and `decoded_id` decodes each part by
+    itself.
 
     Args:
         app: What is inside.

@@ -70,9 +70,9 @@ class _Addition:
 async def add_items(request: Request, name: str, state: StateDep) -> Response:
     """Embeds pictures and adds them, with thumbnails, ids and metadata.
 
-    `added` and `updated` mean: on disk, and found by the next search. `unchanged` means that the same picture with the
-    same metadata was there already, so sending a folder again costs little. Without ids, a picture's id is the SHA-256
-    of its bytes.
+    `added` and `updated` mean: on disk, and found by the next search. `unchanged` means that the same picture
+    with the same metadata was there already, so sending a folder again costs little. Without ids, a picture's
+    id is the SHA-256 of its bytes.
     """
     collection = await in_worker(state, collection_of_this_model, state, name)
     with timed(state, "receive"):
@@ -173,8 +173,10 @@ def _additions(upload: Upload) -> tuple[list[_Addition], OnError, float | None]:
     count = len(upload.images)
     ids = _one_each("ids", form.ids, count)
     sources = _one_each("sources", form.sources, count)
-    filenames = [{"filename": filename} if filename else {} for filename in upload.filenames]
-    metadata = _one_each("metadata", form.metadata, count) if form.metadata else filenames
+    filenames: list[dict[str, Json]] = [
+        {"filename": filename} if filename else {} for filename in upload.filenames
+    ]
+    metadata = _one_each("metadata", form.metadata or filenames, count)
     additions = [
         _Addition(image, item_id, described or {}, source)
         for image, item_id, described, source in zip(upload.images, ids, metadata, sources, strict=True)
@@ -187,7 +189,8 @@ def _one_each(name: str, values: Sequence[T], count: int) -> Sequence[T | None]:
         return [None] * count
     if len(values) != count:
         raise InvalidParameter(
-            f"there are {count} images and {len(values)} {name}: give one for each image, in their order, or none",
+            f"there are {count} images and {len(values)} {name}: give one for each image, in "
+            "their order, or none",
             parameter=name,
         )
     return values

@@ -44,7 +44,8 @@ class Pages:
             raise UnknownRoute(f"nothing is at {request.scope['path']}")
         headers = {
             "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
-            "Cache-Control": "no-cache",  # asked again each time: after an upgrade the old page would call new routes
+            # Asked again each time: after an upgrade an old page would call new routes.
+            "Cache-Control": "no-cache",
             "Content-Security-Policy": _POLICY,
         }
         if request.headers.get("if-none-match") == headers["ETag"]:

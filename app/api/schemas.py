@@ -48,8 +48,8 @@ class Parameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     on_error: OnError | None = None
-    """`item`: an image that fails has its error in its place. `fail`: it fails the request. The default is `fail` for
-    a raw body, which is one image, and `item` for lists."""
+    """`item`: an image that fails has its error in its place. `fail`: it fails the request. The default is
+    `fail` for a raw body, which is one image, and `item` for lists."""
     timeout: Annotated[float, Field(gt=0, le=600)] | None = None
     """Seconds until the answer is of no use any more."""
 
@@ -93,7 +93,7 @@ class SimilarParameters(Parameters):
 
 
 class AddParameters(Parameters):
-    """`POST /collections/{name}/items` as multipart or raw: one id, metadata and source for each image, or none."""
+    """`POST /collections/{name}/items`, multipart or raw: id, metadata and source of each image, or none."""
 
     ids: list[str] = []
     """Without ids, an image's id is the SHA-256 of its bytes."""

@@ -33,8 +33,8 @@ router = APIRouter(tags=["search"])
 async def similar(request: Request, state: StateDep) -> Response:
     """Finds the nearest items to images, to an item by its `id`, or to an `embedding`.
 
-    A score is the cosine similarity: 1 is the same direction, 0 is unrelated. Each image has its neighbours or its own
-    error, best first; equal scores are in order of id.
+    A score is the cosine similarity: 1 is the same direction, 0 is unrelated. Each image has its neighbours
+    or its own error, best first; equal scores are in order of id.
     """
     media_type = answers.negotiate(request, answers.JSON, answers.MSGPACK)
     with timed(state, "receive"):

@@ -79,8 +79,8 @@ def collection_of_this_model(state: State, name: str) -> Collection:
     if collection.fingerprint != served:
         raise FingerprintMismatch(
             f"collection {name!r} holds embeddings of another model ({collection.fingerprint}) than the one "
-            f"served ({served}). Serve that model again, or make a collection for this one (POST /collections) "
-            f"and add the pictures to it; DELETE /collections/{name} first to use the name again",
+            f"served ({served}). Serve that model again, or make a collection for this one with POST "
+            f"/collections and add the pictures to it; to use the name again, DELETE /collections/{name} first",
             expected=collection.fingerprint,
             found=served,
         )
