@@ -3,7 +3,6 @@
 Dimension key: B images · C channels · H W pixels · D embedding
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,9 +41,9 @@ class _Graph:
 class CudaEmbedder:
     """The model on one CUDA device.
 
-    A batch is padded to the next of `batch_sizes(max_batch)`; what is in the padding is never returned. Two
-    lanes alternate, so that the next batch's pixels are copied while the present one is computed, and nothing
-    waits for the whole device: only for events.
+    A batch is padded to the next of `batch_sizes(max_batch)`; what is in the padding is never returned.
+    Batches have lanes, so that the next batch's pixels are copied while the present one is computed, and
+    nothing waits for the whole device: only for events.
 
     Args:
         bundle: Loaded on the device.
@@ -64,7 +63,9 @@ class CudaEmbedder:
         self._graphs: dict[int, _Graph] = {}
         self._compute = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._lanes = itertools.cycle([self._make_lane() for _ in range(self.in_flight)])
+        # One more than batches in flight: a failed batch's halves run while its follower is under way. A lane
+        # is free again when its rows were collected, so that no batch ever writes over another's.
+        self._free_lanes = [self._make_lane() for _ in range(self.in_flight + 1)]
 
     def launch(self, chunks: Sequence[Tensor]) -> Collect:
         """Queues copies and a graph; see `Embedder.launch`.
@@ -80,7 +81,15 @@ class CudaEmbedder:
     def _launch(self, chunks: Sequence[Tensor]) -> Collect:
         count = sum(len(chunk) for chunk in chunks)
         graph = self._graph(next(size for size in self._sizes if size >= count))
-        lane = next(self._lanes)
+        lane = self._free_lanes.pop()
+        try:
+            self._queue(chunks, lane, graph, count)
+        except BaseException:
+            self._free_lanes.append(lane)
+            raise
+        return lambda: self._collect(lane, count)
+
+    def _queue(self, chunks: Sequence[Tensor], lane: _Lane, graph: _Graph, count: int) -> None:
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(lane.consumed)
             start = 0
@@ -96,15 +105,15 @@ class CudaEmbedder:
             lane.rows_BD[:count].copy_(graph.rows_BD[:count], non_blocking=True)
             lane.done.record(self._compute)
 
-        def collect() -> Matrix:
-            try:
-                lane.done.synchronize()
-            except torch.AcceleratorError as error:
-                raise DeviceLost from error
+    def _collect(self, lane: _Lane, count: int) -> Matrix:
+        try:
+            lane.done.synchronize()
             rows_BD: Matrix = lane.rows_BD[:count].numpy().copy()  # the lane is used again
-            return rows_BD
-
-        return collect
+        except torch.AcceleratorError as error:
+            raise DeviceLost from error
+        finally:
+            self._free_lanes.append(lane)
+        return rows_BD
 
     def _make_lane(self) -> _Lane:
         return _Lane(

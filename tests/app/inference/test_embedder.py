@@ -188,6 +188,19 @@ class TestOnCuda:
         cosines = (np.concatenate(rows) * references_ND).sum(axis=1)
         assert cosines.min() >= self.MIN_COSINE_BFLOAT16
 
+    def test_a_launch_between_two_others_writes_over_neither(
+        self, bundle_dir: Path, files: list[bytes], references_ND: NDArray[np.float32]
+    ) -> None:
+        # A failed batch's halves run while its follower is in flight.
+        bundle = load_bundle(bundle_dir, device="cuda")
+        embedder = CudaEmbedder(bundle, max_batch=4)
+        pixels = [load_pixels(data, bundle.manifest.preprocessing)[None].pin_memory() for data in files[:8]]
+        embedder.launch([pixels[0]])()
+        follower = embedder.launch([pixels[1]])
+        for index in range(2, 8):
+            assert embedder.launch([pixels[index]])()[0] @ references_ND[index] >= self.MIN_COSINE_BFLOAT16
+        assert follower()[0] @ references_ND[1] >= self.MIN_COSINE_BFLOAT16
+
     def test_the_engine_serves_each_its_own(
         self, bundle_dir: Path, files: list[bytes], references_ND: NDArray[np.float32]
     ) -> None:
