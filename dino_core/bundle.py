@@ -109,14 +109,14 @@ def write_bundle(
     if not PLAIN_NAME.fullmatch(target.name):
         raise BundleError(f"a bundle cannot be called {target.name!r}: use letters, digits, '.', '_' and '-'")
     _check_target(target, overwrite=overwrite)
-    contents, manifest = _contents(target.name, model, provenance=provenance, card=card, assets=assets or {})
+    contents = _contents(target.name, model, provenance=provenance, card=card, assets=assets or {})
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     try:
         partial.mkdir()
         for name, content in contents.items():
             _write_durably(partial / name, content)
-        load_bundle(partial)
+        manifest = load_bundle(partial).manifest
         _put_in_place(partial, target, overwrite=overwrite)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -192,7 +192,8 @@ def _contents(
     provenance: Mapping[str, object],
     card: str,
     assets: Mapping[str, bytes],
-) -> tuple[dict[str, bytes], Manifest]:
+) -> dict[str, bytes]:
+    """Makes the bytes of every file, the manifest last, as it names the others."""
     backbone = model.backbone
     weights = {
         name: tensor.detach().cpu().contiguous().clone()
@@ -226,7 +227,7 @@ def _contents(
     )
     values = {**asdict(manifest), "preprocessing": model.preprocessing.to_json()}
     contents[MANIFEST] = _json_bytes(values, what="the provenance")
-    return contents, manifest
+    return contents
 
 
 @torch.no_grad()
