@@ -6,8 +6,8 @@
     ├── BundleError          a bundle on disk is missing, damaged or foreign
     └── CollapseError        training has lost its signal
 
-Messages say what was found, what was expected and what to do. They never repeat a decoder's own text, which has
-leaked memory addresses elsewhere (CVE-2026-22778).
+Messages say what was found, what was expected and what to do. They never repeat a decoder's own text, which
+has leaked memory addresses elsewhere (CVE-2026-22778).
 """
 
 from typing import Literal
