@@ -261,7 +261,7 @@ def make_backbone(
         architecture=architecture,
         model_args=model_args,
         image_size_px=image_size_px,
-        in_channels=in_channels,
+        in_channels=model_args.get("in_chans", 3),
         position_interpolation=position_interpolation,
     )
 

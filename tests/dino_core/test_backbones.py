@@ -260,6 +260,7 @@ def test_other_numbers_of_channels_are_built_and_recorded() -> None:
     backbone = tiny_vit(in_channels=5).eval()
     assert backbone.model_args["in_chans"] == backbone.in_channels == 5
     assert backbone(images(1, 32, 32, channels=5)).shape == (1, 48)
+    assert tiny_vit(model_kwargs={"in_chans": 5}).in_channels == 5  # as arguments once recorded come back
 
 
 def test_the_arguments_recorded_build_the_same_network_in_timm() -> None:
