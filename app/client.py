@@ -1,0 +1,418 @@
+"""A small client of the service: one class, plain data in and out, no torch.
+
+    with Client("http://127.0.0.1:8000") as client:
+        (answer,) = client.embed([Path("cat.jpg")])
+        neighbours = client.similar(Path("cat.jpg"), k=5)
+
+It waits and tries again where the service asks for it (429 and 503, by Retry-After) and where a connection
+broke: nothing here is done twice by being sent twice. What can go wrong:
+
+    ClientError
+    ├── NoService        nobody answers at the address, or not a dinoserve
+    └── ServiceRefused   the service answered with an error; `code` says which
+"""
+
+import base64
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+
+from app.search.collection import Json, UpsertStatus
+
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+_TRIES_WITHOUT_ANSWER: Final = 4
+_FIRST_PAUSE_S: Final = 0.25  # doubles: 0.25, 0.5, 1 s
+_PAGE_ITEMS: Final = 1_000
+
+Image = bytes | Path
+
+
+class ClientError(Exception):
+    """The service could not be asked, or refused."""
+
+
+class NoService(ClientError):
+    """Nobody answers at the address, or somebody who is not a dinoserve."""
+
+
+class ServiceRefused(ClientError):
+    """The service answered with an error.
+
+    Attributes:
+        status: Of HTTP.
+        code: Stable and machine-readable; empty where the answer was no problem of ours.
+        detail: A sentence for people.
+    """
+
+    def __init__(self, *, status: int, code: str, detail: str) -> None:
+        super().__init__(f"the service refused ({status} {code}): {detail}")
+        self.status = status
+        self.code = code
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceInfo:
+    """Which model a service has, and what one request may ask of it."""
+
+    model_id: str
+    fingerprint: str
+    dimensions: int
+    max_images: int
+    max_request_bytes: int
+    max_image_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionSummary:
+    """A collection as a service lists it.
+
+    Attributes:
+        searchable: Whether it holds vectors of the model that is served.
+    """
+
+    name: str
+    fingerprint: str
+    dimensions: int
+    items: int
+    searchable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why one image of a request has no result."""
+
+    code: str
+    title: str
+    limit: int | None = None
+    actual: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """One image's embedding, float32 [D], and what its header says."""
+
+    embedding: npt.NDArray[np.float32]
+    width_px: int
+    height_px: int
+    format: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """An image to add to a collection.
+
+    Attributes:
+        id: 1 to 256 bytes of UTF-8.
+        data: The file.
+        metadata: A JSON object.
+        source: Where the image came from; of one request all have one, or none.
+    """
+
+    id: str
+    data: bytes
+    metadata: Mapping[str, Json]
+    source: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """What became of an upload: it is on disk, and found by the next search."""
+
+    id: str
+    status: UpsertStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A neighbour; the score is a cosine."""
+
+    id: str
+    score: float
+    metadata: dict[str, Json]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredItem:
+    """An item as a listing has it."""
+
+    id: str
+    sha256: str
+    metadata: dict[str, Json]
+
+
+class Client:
+    """Speaks with one service. Safe to use from many threads; close it, or use it as a context manager.
+
+    Args:
+        base_url: Say `http://127.0.0.1:8000`.
+        api_key: Where the service wants one.
+        timeout_s: For one answer; embedding a large request on a busy CPU takes a while.
+        patience_s: How long in all to come back to a service that says it is busy.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 120.0,
+        patience_s: float = 600.0,
+    ) -> None:
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self.base_url = base_url.rstrip("/")
+        self._patience_s = patience_s
+        try:
+            self._http = httpx.Client(
+                base_url=self.base_url,
+                headers=headers,
+                timeout=httpx.Timeout(timeout_s, connect=5.0),
+                limits=httpx.Limits(max_connections=64),
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise NoService(f"{base_url!r} is no address of a service: {error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def info(self, *, retry: bool = True) -> ServiceInfo:
+        """Which model the service has, and its limits.
+
+        Args:
+            retry: Whether to wait for a service that does not answer yet.
+
+        Raises:
+            NoService: Nobody answers, or not a dinoserve.
+            ServiceRefused: It wants an API key, say.
+        """
+        answer = self._ask("GET", "/info", retry=retry)
+        try:
+            model, limits = answer["model"], answer["limits"]
+            return ServiceInfo(
+                model_id=model["id"],
+                fingerprint=model["fingerprint"],
+                dimensions=model["dimensions"],
+                max_images=limits["images_per_request"],
+                max_request_bytes=limits["request_bytes"],
+                max_image_bytes=limits["image_bytes"],
+            )
+        except (KeyError, TypeError):
+            raise NoService(f"what answers at {self.base_url} is not a dinoserve") from None
+
+    def collections(self) -> list[CollectionSummary]:
+        """All collections, in order of name."""
+        return [_summary(one) for one in self._ask("GET", "/collections")["data"]]
+
+    def create_collection(self, name: str) -> CollectionSummary:
+        """Makes an empty collection for the served model's embeddings.
+
+        Raises:
+            ServiceRefused: The name is taken, or is no name.
+        """
+        return _summary(self._ask("POST", "/collections", json={"name": name}))
+
+    def embed(self, images: Sequence[Image]) -> list[Embedded | Failure]:
+        """Embeds images, each of which succeeds or fails for itself.
+
+        Raises:
+            OSError: A file can't be read.
+            ServiceRefused: The request as a whole is refused, say for its size.
+        """
+        answer = self._ask(
+            "POST",
+            "/embed",
+            params={"encoding": "base64", "on_error": "item"},
+            files=_parts(map(_bytes, images)),
+        )
+        return [_failure(one) if "error" in one else _embedded(one) for one in answer["data"]]
+
+    def add(self, collection: str, uploads: Sequence[Upload]) -> list[Added | Failure]:
+        """Adds images to a collection, each of which succeeds or fails for itself.
+
+        Raises:
+            ServiceRefused: The request as a whole is refused, say by a collection of another model.
+        """
+        form: dict[str, list[str]] = {
+            "ids": [upload.id for upload in uploads],
+            "metadata": [json.dumps(upload.metadata, ensure_ascii=False) for upload in uploads],
+        }
+        sources = [upload.source for upload in uploads if upload.source is not None]
+        if sources and len(sources) != len(uploads):
+            raise ValueError("some uploads have a source and some have none: give one to all, or to none")
+        if sources:
+            form["sources"] = sources
+        answer = self._ask(
+            "POST",
+            f"{_path_of(collection)}/items",
+            params={"on_error": "item"},
+            files=_parts(upload.data for upload in uploads),
+            data=form,
+        )
+        return [
+            _failure(one) if "error" in one else Added(id=one["id"], status=one["status"])
+            for one in answer["data"]
+        ]
+
+    def items(self, collection: str) -> Iterator[StoredItem]:
+        """All items of a collection, in order of id, asked for page by page."""
+        cursor: str | None = None
+        while True:
+            params: dict[str, Any] = {"limit": _PAGE_ITEMS} | ({} if cursor is None else {"cursor": cursor})
+            page = self._ask("GET", f"{_path_of(collection)}/items", params=params)
+            for one in page["data"]:
+                yield StoredItem(id=one["id"], sha256=one["sha256"], metadata=one["metadata"])
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return
+
+    def similar(
+        self,
+        image: Image | None = None,
+        *,
+        id: str | None = None,
+        collection: str = "default",
+        k: int = 10,
+        offset: int = 0,
+        threshold: float | None = None,
+        filter: Mapping[str, Json] | None = None,
+    ) -> list[Found] | Failure:
+        """The nearest items of an image, or of an item of the collection.
+
+        Args:
+            image: A file or its bytes.
+            id: An item of the collection, in place of an image.
+            collection: Where to search.
+            k: How many.
+            offset: How many of the nearest to pass over.
+            threshold: The least cosine.
+            filter: On metadata, as `app.search.filters` says.
+
+        Raises:
+            OSError: The file can't be read.
+            ServiceRefused: There is no such item or collection, or a parameter can't be.
+        """
+        asked = {"collection": collection, "k": k, "offset": offset, "threshold": threshold, "filter": filter}
+        said = {name: value for name, value in asked.items() if value is not None}
+        if image is None:
+            answer = self._ask("POST", "/similar", json=said | {"id": id})
+        else:
+            params = {name: json.dumps(value) if name == "filter" else value for name, value in said.items()}
+            params["on_error"] = "item"
+            answer = self._ask("POST", "/similar", params=params, files=_parts([_bytes(image)]))
+        (one,) = answer["data"]
+        if "error" in one:
+            return _failure(one)
+        return [
+            Found(id=found["id"], score=found["score"], metadata=found["metadata"])
+            for found in one["neighbours"]
+        ]
+
+    def _ask(self, method: Literal["GET", "POST"], path: str, *, retry: bool = True, **request: Any) -> Any:  # noqa: ANN401 - JSON, and httpx's arguments
+        """One answer's JSON, asked for again for as long as it makes sense."""
+        give_up_s = time.monotonic() + self._patience_s
+        tries_left = _TRIES_WITHOUT_ANSWER if retry else 1
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                response = self._http.request(method, path, **request)
+            except httpx.UnsupportedProtocol as error:
+                raise NoService(f"{self.base_url!r} is no address of a service: {error}") from None
+            except httpx.TransportError as error:
+                tries_left -= 1
+                if tries_left <= 0:
+                    reason = str(error) or type(error).__name__
+                    raise NoService(f"no service answers at {self.base_url} ({reason})") from None
+                time.sleep(pause_s)
+                pause_s *= 2
+                continue
+            wait_s = _asked_to_wait_s(response) if retry else None
+            if wait_s is None or time.monotonic() + wait_s > give_up_s:
+                return self._answer(response)
+            time.sleep(wait_s)
+
+    def _answer(self, response: httpx.Response) -> Any:  # noqa: ANN401 - JSON
+        try:
+            content = response.json()
+        except ValueError:
+            content = None
+        if response.is_success and isinstance(content, dict):
+            return content
+        if isinstance(content, dict) and "code" in content:
+            raise ServiceRefused(
+                status=response.status_code, code=str(content["code"]), detail=str(content.get("detail", ""))
+            )
+        status = response.status_code
+        raise NoService(f"what answers at {self.base_url} is not a dinoserve (status {status}, not our JSON)")
+
+
+def _asked_to_wait_s(response: httpx.Response) -> float | None:
+    """How long a busy service wants to be left alone; None where it isn't busy."""
+    if response.status_code not in {429, 503}:
+        return None
+    try:
+        if (milliseconds := response.headers.get("retry-after-ms")) is not None:
+            return max(0.0, float(milliseconds) / 1_000)
+        return max(0.0, float(response.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None
+
+
+def _bytes(image: Image) -> bytes:
+    return image.read_bytes() if isinstance(image, Path) else image
+
+
+def _parts(images: Iterable[bytes]) -> list[tuple[str, tuple[str, bytes, str]]]:
+    return [("images", ("image", data, "application/octet-stream")) for data in images]
+
+
+def _path_of(collection: str) -> str:
+    return f"/collections/{quote(collection, safe='')}"
+
+
+def _summary(one: Mapping[str, Any]) -> CollectionSummary:
+    return CollectionSummary(
+        name=one["name"],
+        fingerprint=one["fingerprint"],
+        dimensions=one["dimensions"],
+        items=one["items"],
+        searchable=one["searchable"],
+    )
+
+
+def _failure(one: Mapping[str, Any]) -> Failure:
+    error = one["error"]
+    return Failure(
+        code=error["code"], title=error["title"], limit=error.get("limit"), actual=error.get("actual")
+    )
+
+
+def _embedded(one: Mapping[str, Any]) -> Embedded:
+    return Embedded(
+        embedding=np.frombuffer(base64.b64decode(one["embedding"]), dtype="<f4").astype(np.float32),
+        width_px=one["width"],
+        height_px=one["height"],
+        format=one["format"],
+        sha256=one["sha256"],
+    )
