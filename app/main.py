@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from app.api import collections, embed, health, info, items, problems, similar
 from app.api.context import RequestContext
 from app.api.guard import BodyLimit, EncodedItemPaths, Guard, read_api_keys
-from app.api.openapi import PROBLEM_RESPONSES
+from app.api.openapi import PROBLEM_RESPONSES, describe_problems
 from app.api.pages import Pages, page_router
 from app.api.state import State, expect_fingerprint
 from app.errors import UnknownCollection
@@ -96,6 +96,7 @@ def create_app(
     app.include_router(api)
     app.include_router(health.router)
     app.include_router(page_router(Pages()))
+    describe_problems(app)
     return app
 
 

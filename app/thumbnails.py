@@ -8,8 +8,8 @@ from dino_core.preprocess import ImageLimits, decode
 
 _DEFAULT_LIMITS = ImageLimits()
 
-THUMBNAIL_PX = 256  # longest side: sharp at 128 CSS pixels on a screen of double density
-_QUALITY = 80  # WebP; about 8 kB for a photograph
+THUMBNAIL_PX = 320  # longest side: a 3:2 photograph, cropped to a square, is sharp at 200 pixels
+_QUALITY = 80  # WebP; about 10 kB for a photograph
 
 
 def make_thumbnail(data: bytes, *, limits: ImageLimits = _DEFAULT_LIMITS) -> bytes:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from app.api import answers
 from app.api.body import SentImage, Upload, read_upload, require_images
-from app.api.openapi import answer_of, body_of
+from app.api.openapi import answer_of, body_of, example
 from app.api.refusals import ImageRefused, InvalidParameter
 from app.api.schemas import EmbedAnswer, EmbedParameters, OnError, base64_of, parse
 from app.api.state import State, StateDep, timed, while_connected
@@ -28,7 +28,8 @@ _UNIT_LENGTH_FLOOR = 1e-12  # below it a row is zero, and stays so
     "/embed",
     summary="Embed images",
     responses={200: answer_of(EmbedAnswer, answers.JSON, answers.MSGPACK, answers.NPY)},
-    openapi_extra=body_of(EmbedParameters, arrays=True),
+    openapi_extra=body_of(EmbedParameters, arrays=True)
+    | example("curl -F images=@cat.jpg -F images=@dog.jpg {origin}/embed"),
 )
 async def embed(request: Request, state: StateDep) -> Response:
     """Embeds one image or many.

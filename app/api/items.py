@@ -16,7 +16,7 @@ from starlette.responses import Response
 from app.api import answers
 from app.api.body import SentImage, Upload, images_from_json, read_upload
 from app.api.embed import check_failures, embed_images, failure_answer, model_answer, on_error
-from app.api.openapi import answer_of, body_of
+from app.api.openapi import answer_of, body_of, example
 from app.api.refusals import InvalidParameter, NoImages
 from app.api.schemas import (
     AddAnswer,
@@ -65,7 +65,8 @@ class _Addition:
     "",
     summary="Add pictures",
     responses={200: answer_of(AddAnswer)},
-    openapi_extra=body_of(AddParameters, json_body=AddItems),
+    openapi_extra=body_of(AddParameters, json_body=AddItems)
+    | example("curl -F images=@cat.jpg -F ids=cats/1.jpg {origin}/collections/default/items"),
 )
 async def add_items(request: Request, name: str, state: StateDep) -> Response:
     """Embeds pictures and adds them, with thumbnails, ids and metadata.

@@ -2,32 +2,32 @@
 
 from typing import Any, Final
 
+from fastapi import FastAPI
 from pydantic import BaseModel
 
-from app.api.problems import MEDIA_TYPE
+from app.api.problems import IMAGE_PROBLEMS, MEDIA_TYPE, PROBLEMS
+from app.api.refusals import ImageRefused
 from app.api.schemas import ProblemAnswer
 
-PROBLEM_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    "default": {
-        "description": "A problem (RFC 9457)",
-        "content": {MEDIA_TYPE: {"schema": ProblemAnswer.model_json_schema()}},
-    },
-    # Takes the place of FastAPI's own description of a 422, which this service never sends.
-    422: {
-        "description": "A problem (RFC 9457)",
-        "content": {MEDIA_TYPE: {"schema": ProblemAnswer.model_json_schema()}},
-    },
+_PROBLEM: Final = {
+    "description": "A problem (RFC 9457)",
+    "content": {MEDIA_TYPE: {"schema": ProblemAnswer.model_json_schema()}},
 }
+# The second takes the place of FastAPI's own description of a 422, which this service never sends.
+PROBLEM_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {"default": _PROBLEM, 422: _PROBLEM}
 
 _BINARY: Final = {"type": "string", "format": "binary"}
 
 
 def answer_of(model: type[BaseModel], *media_types: str) -> dict[str, Any]:
     """A response's description: JSON of a model, and other forms of the same."""
-    return {
-        "model": model,
-        "content": {media_type: {} for media_type in media_types if media_type != "application/json"},
-    }
+    others = {media_type: {} for media_type in media_types if media_type != "application/json"}
+    return {"model": model, "content": others}
+
+
+def example(curl: str) -> dict[str, Any]:
+    """An operation's example; `{origin}` is where the service is."""
+    return {"x-codeSamples": [{"lang": "shell", "source": curl}]}
 
 
 def body_of(
@@ -40,22 +40,13 @@ def body_of(
         arrays: Whether application/x-npy is taken.
         json_body: The JSON body, where it is more than the parameters and `images`.
     """
-    schema = _inlined(parameters.model_json_schema())
-    members = schema.get("properties", {})
+    members = _inlined(parameters.model_json_schema()).get("properties", {})
     images = {"type": "array", "items": {"type": "string"}, "description": "Base64 texts or data URIs."}
-    as_json = (
-        _inlined(json_body.model_json_schema())
-        if json_body
-        else {"type": "object", "properties": {"images": images, **members}}
-    )
-    content = {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {"images": {"type": "array", "items": _BINARY}, **members},
-            }
-        },
-        "application/json": {"schema": as_json},
+    files = {"type": "array", "items": _BINARY, "description": "Files; the field is repeated."}
+    as_json = {"type": "object", "properties": {"images": images, **members}}
+    content: dict[str, Any] = {
+        "multipart/form-data": {"schema": {"type": "object", "properties": {"images": files, **members}}},
+        "application/json": {"schema": _inlined(json_body.model_json_schema()) if json_body else as_json},
         "image/*": {"schema": _BINARY},
     }
     if arrays:
@@ -67,6 +58,15 @@ def body_of(
             for name, member in members.items()
         ],
     }
+
+
+def describe_problems(app: FastAPI) -> None:
+    """Adds the table of errors to the app's description, for `/docs`."""
+    by_code = {kind.code: problem for kind, problem in PROBLEMS.items() if kind is not ImageRefused}
+    app.openapi()["x-problems"] = [
+        {"code": code, "status": problem.status, "title": problem.title}
+        for code, problem in sorted((by_code | IMAGE_PROBLEMS).items())
+    ]
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def _vector(value: object) -> object:
 class Parameters(BaseModel):
     """What every request with images may say."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     on_error: OnError | None = None
     """`item`: an image that fails has its error in its place. `fail`: it fails the request. The default is
@@ -106,7 +106,7 @@ class AddParameters(Parameters):
 class NewItem(BaseModel):
     """One item of a JSON request."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     image: str
     """Base64 or a data URI."""
@@ -126,7 +126,7 @@ class AddItems(Parameters):
 class NewCollection(BaseModel):
     """`POST /collections`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
     """1 to 64 of a-z, A-Z, 0-9, `.`, `_`, `-`, beginning with a letter or a digit."""
@@ -135,7 +135,7 @@ class NewCollection(BaseModel):
 class ListParameters(BaseModel):
     """`GET /collections/{name}/items`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     cursor: str | None = None

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from app.api import answers
 from app.api.body import Upload, read_upload
 from app.api.embed import check_failures, embed_images, failure_answer, model_answer, on_error
-from app.api.openapi import answer_of, body_of
+from app.api.openapi import answer_of, body_of, example
 from app.api.refusals import InvalidParameter, NoImages
 from app.api.schemas import SimilarAnswer, SimilarParameters, parse
 from app.api.state import State, StateDep, collection_of_this_model, in_worker, timed, while_connected
@@ -28,7 +28,7 @@ router = APIRouter(tags=["search"])
     "/similar",
     summary="Find similar pictures",
     responses={200: answer_of(SimilarAnswer, answers.JSON, answers.MSGPACK)},
-    openapi_extra=body_of(SimilarParameters),
+    openapi_extra=body_of(SimilarParameters) | example("curl -F images=@cat.jpg '{origin}/similar?k=5'"),
 )
 async def similar(request: Request, state: StateDep) -> Response:
     """Finds the nearest items to images, to an item by its `id`, or to an `embedding`.

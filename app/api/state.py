@@ -78,9 +78,10 @@ def collection_of_this_model(state: State, name: str) -> Collection:
     served = state["engine"].model.fingerprint
     if collection.fingerprint != served:
         raise FingerprintMismatch(
-            f"collection {name!r} holds embeddings of another model ({collection.fingerprint}) than the one "
+            f"collection {name!r} holds embeddings of another model ({collection.fingerprint}) than that "
             f"served ({served}). Serve that model again, or make a collection for this one with POST "
-            f"/collections and add the pictures to it; to use the name again, DELETE /collections/{name} first",
+            "/collections and add the pictures to it; to use the name again, delete it first with DELETE "
+            f"/collections/{name}",
             expected=collection.fingerprint,
             found=served,
         )
