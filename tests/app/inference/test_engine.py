@@ -15,8 +15,9 @@ from app.inference.batcher import DeviceLost
 from app.inference.config import InferenceConfig
 from app.inference.embedder import Collect
 from app.inference.engine import Engine, ImageEmbedding, ImageFailure
+from app.inference.headers import header_of
 from app.inference.stats import EngineStats
-from dino_core.preprocess import ImageLimits, Preprocessing, load_pixels
+from dino_core.preprocess import ImageHeader, ImageLimits, Preprocessing, load_pixels
 from tests.app.inference.colours import PIXELS_PX, Colour, ColourEmbedder, colour_of, picture
 
 RED, GREEN, BLUE, GREY = (200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 90)
@@ -384,6 +385,31 @@ def test_stop_fails_what_it_can_not_finish_in_time() -> None:
         assert embedder.launched == [GREY]
 
     asyncio.run(asyncio.wait_for(play(), 60))
+
+
+def test_a_request_whose_headers_are_read_while_the_engine_stops_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(data: bytes, config: InferenceConfig) -> ImageHeader | ImageFailure:
+        reading.set()
+        assert go_on.wait(timeout=20)
+        return header_of(data, config)
+
+    monkeypatch.setattr("app.inference.engine.header_of", slow)
+
+    async def scenario(engine: Engine) -> None:
+        late = asyncio.create_task(engine.embed([picture(RED)] * 20))  # many: read beside the loop
+        await until(reading.is_set)
+        stopping = asyncio.create_task(engine.stop())
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(NotReady, match="starting or stopping"):
+            await late
+        await stopping
+
+    run(scenario, ColourEmbedder())
 
 
 def test_a_model_that_fails_in_warm_up_fails_the_start_and_leaves_no_threads() -> None:
