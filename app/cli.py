@@ -12,12 +12,17 @@ import torch
 import uvicorn
 from rich.console import Console
 
+from app.api.guard import read_api_keys
+from app.client import ClientError
 from app.errors import DirectoryInUse, ServiceError, StorageError
+from app.index_command import index_add, index_stats
+from app.indexing import NoPictures
 from app.inference.config import InferenceConfig
 from app.inference.engine import Engine
 from app.main import create_app
 from app.search.library import Collections
-from app.settings import Settings, SettingsInvalid, load_settings
+from app.settings import IndexAddSettings, IndexSettings, Settings, SettingsInvalid, load
+from app.sinks import Place
 from app.telemetry import Metrics, set_up_logs
 from dino_core.bundle import Bundle, load_bundle
 from dino_core.errors import DinoError
@@ -27,6 +32,7 @@ dino-serve: embeddings and neighbours of pictures, from a bundle in models/
 
   dino-serve run [--model models/default] [--port 8000]   serve it; the page is at http://127.0.0.1:8000
   dino-serve index add DIR [--collection default]         add a folder of pictures to a collection
+  dino-serve index stats                                  show the collections
 
 Each command has --help. Settings can also be environment variables (DINO_SERVE_PORT), or in a TOML file."""
 
@@ -52,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         _dispatch(list(arguments))
-    except (SettingsInvalid, _CannotStart, DinoError, ServiceError) as error:
+    except (SettingsInvalid, _CannotStart, DinoError, ServiceError, ClientError, NoPictures) as error:
         _say(f"dino-serve: {error}")
         raise SystemExit(_REFUSED) from None
 
@@ -60,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _dispatch(arguments: list[str]) -> None:
     match arguments:
         case ["run", *flags]:
-            run(load_settings(flags))
+            run(load(Settings, flags, prog="dino-serve run"))
+        case ["index", "add", *flags]:
+            _exit(_index_add(load(IndexAddSettings, flags, prog="dino-serve index add")))
+        case ["index", "stats", *flags]:
+            _exit(_index_stats(load(IndexSettings, flags, prog="dino-serve index stats")))
         case [] | ["-h" | "--help"]:
             _say(_USAGE)
         case [command, *_]:
@@ -87,6 +97,31 @@ def run(settings: Settings) -> None:
             _serve(settings, bundle, catalogue, listener)
         finally:
             catalogue.close()
+
+
+def _index_add(settings: IndexAddSettings) -> int:
+    return index_add(
+        settings.directory, collection=settings.collection, place=_place(settings), report=settings.report
+    )
+
+
+def _index_stats(settings: IndexSettings) -> int:
+    return index_stats(_place(settings))
+
+
+def _place(settings: IndexSettings) -> Place:
+    return Place(
+        server=settings.server,
+        api_key=read_api_keys(settings.api_key_file)[0] if settings.api_key_file else None,
+        data_dir=settings.data_dir,
+        model=settings.model,
+        device=_device(settings.device),
+    )
+
+
+def _exit(status: int) -> None:
+    if status:
+        raise SystemExit(status)
 
 
 def _serve(settings: Settings, bundle: Bundle, catalogue: Collections, listener: socket.socket) -> None:

@@ -8,10 +8,10 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliPositionalArg, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.inference.config import InferenceConfig
 from dino_core.preprocess import ImageLimits
@@ -23,20 +23,75 @@ class SettingsInvalid(Exception):
     """The settings can't be used; the message names each and says what it may be."""
 
 
-class Settings(BaseSettings):
-    """What `dino-serve run` can be told."""
+_COMMON = SettingsConfigDict(
+    env_prefix=ENV_PREFIX,
+    frozen=True,
+    use_attribute_docstrings=True,
+    cli_kebab_case=True,
+    cli_implicit_flags=True,
+    cli_hide_none_type=True,
+    cli_avoid_json=True,
+    protected_namespaces=(),
+)
+
+
+class _FlagsEnvironmentFile(BaseSettings):
+    """The precedence of sources, for the settings of every command."""
+
+    model_config = _COMMON
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags come first by themselves; the constructor is given the file's values: see `load`."""
+        return env_settings, init_settings
+
+
+AnySettings = TypeVar("AnySettings", bound=_FlagsEnvironmentFile)
+
+
+class IndexSettings(_FlagsEnvironmentFile):
+    """What `dino-serve index` can be told."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX,
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        protected_namespaces=(),
-    )
+        **_COMMON | {"extra": "ignore"}
+    )  # the file has the service's settings too
+
+    collection: str = "default"
+    """Made if it isn't there."""
+    server: str | None = None
+    """A service's address; without one: http://127.0.0.1:8000 if it answers, otherwise --data-dir."""
+    data_dir: Path = Path("data")
+    """Where collections are kept, if no service runs."""
+    model: Path = Path("models/default")
+    """The bundle that embeds, if no service runs."""
+    device: str = "auto"
+    """auto, cpu, cuda, or cuda:N, if no service runs."""
+    api_key_file: Path | None = None
+    """File whose first key is sent to the service."""
+    report: Path = Path("index-failures.jsonl")
+    """Where pictures that could not be added are named, one JSON line each."""
+    config: Path | None = None
+    """A TOML file with any of these settings, its keys spelled with underscores."""
+
+
+class IndexAddSettings(IndexSettings):
+    """What `dino-serve index add` can be told."""
+
+    directory: CliPositionalArg[Path]
+    """A folder of pictures, flat or nested."""
+
+
+class Settings(_FlagsEnvironmentFile):
+    """What `dino-serve run` can be told."""
+
+    model_config = SettingsConfigDict(**_COMMON | {"extra": "forbid"})
 
     model: Path = Path("models/default")
     """The bundle to serve."""
@@ -130,23 +185,12 @@ class Settings(BaseSettings):
             drain_s=self.drain_seconds,
         )
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags come first by themselves; the constructor is given the file's values: see `load_settings`."""
-        return env_settings, init_settings
 
-
-def load_settings(arguments: Sequence[str], *, prog: str = "dino-serve run") -> Settings:
+def load(kind: type[AnySettings], arguments: Sequence[str], *, prog: str) -> AnySettings:
     """Reads settings from flags, the environment and the file that either names.
 
     Args:
+        kind: Of the command.
         arguments: The command line without the program's name.
         prog: Shown by --help.
 
@@ -158,7 +202,7 @@ def load_settings(arguments: Sequence[str], *, prog: str = "dino-serve run") -> 
     try:
         # In a dict, as these belong to the library and aren't settings.
         command_line: dict[str, Any] = {"_cli_parse_args": list(arguments), "_cli_prog_name": prog}
-        return Settings(**command_line, **file_values)
+        return kind(**command_line, **file_values)
     except ValidationError as error:
         raise SettingsInvalid(_sentence(error)) from None
 

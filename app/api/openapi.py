@@ -21,7 +21,9 @@ _BINARY: Final = {"type": "string", "format": "binary"}
 
 def answer_of(model: type[BaseModel], *media_types: str) -> dict[str, Any]:
     """A response's description: JSON of a model, and other forms of the same."""
-    others = {media_type: {} for media_type in media_types if media_type != "application/json"}
+    others: dict[str, Any] = {
+        media_type: {} for media_type in media_types if media_type != "application/json"
+    }
     return {"model": model, "content": others}
 
 
