@@ -227,10 +227,10 @@ class Engine:
         return rows_BD
 
     def _refuse_unless_ready(self) -> None:
-        if not self.alive and self._loop is not None:
-            raise NotReady("the model's device is lost, and the service must be restarted: try another one")
         if not self._accepting:
             raise NotReady("the service is starting or stopping: try again in a moment")
+        if not self.alive:
+            raise NotReady("the model's device is lost, and the service must be restarted: try another one")
 
     def _refuse_too_many(self, images: int) -> None:
         limit = self._config.max_images_per_request

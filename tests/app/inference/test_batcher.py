@@ -291,6 +291,31 @@ def test_the_observer_hears_of_batches_waits_and_busy_time() -> None:
     assert desk.stats.totals["device_busy_seconds_total", ""] == pytest.approx(forward_s, rel=1e-6)
 
 
+def test_busy_time_counts_overlapping_batches_once() -> None:
+    stats = EngineStats()
+
+    def launch(entries: list[int]) -> Callable[[], list[int]]:
+        def collect() -> list[int]:
+            time.sleep(0.01)
+            return entries
+
+        return collect
+
+    batcher: Batcher[int, int] = Batcher(
+        launch,
+        wanted=lambda _: True,
+        settle=lambda *_: None,
+        config=BatcherConfig(max_batch=1, in_flight=2),
+        observer=stats,
+    )
+    for entry in range(5):
+        batcher.put(entry)
+    started_s = time.monotonic()
+    batcher.start(lambda: None)
+    batcher.close(timeout_s=20)
+    assert 0.05 <= stats.totals["device_busy_seconds_total", ""] <= time.monotonic() - started_s
+
+
 @pytest.mark.parametrize(("max_batch", "in_flight"), [(0, 1), (1, 0)])
 def test_sizes_below_one_are_refused(max_batch: int, in_flight: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
