@@ -139,6 +139,8 @@ class LossConfig(Part):
     """Of the teacher's softmax at step 0."""
     teacher_temperature_warmup_steps: Steps = 0
     """Steps in which it rises, in a straight line."""
+    teacher_temperature_hold_steps: Count = 1
+    """Steps for which it stays the same; the official code changes it once an epoch."""
     center_momentum: Fraction = 0.9
     """Of the running mean of the teacher's outputs; 0.999 collapses in the paper's ablation."""
 
