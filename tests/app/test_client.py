@@ -1,0 +1,207 @@
+"""The client against a real service, and against one that is busy, broken or something else."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.client import Added, Client, Embedded, Failure, NoService, ServiceRefused, Upload
+from tests.app.running import ROOT, Service, picture, running_service, write_tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    with running_service(write_tiny_bundle(folder / "tiny"), folder / "data") as running:
+        yield running
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    with Client(service.url) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Nobody sleeps; the list says for how long somebody would have."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    return pauses
+
+
+def uploads(*seeds: int) -> list[Upload]:
+    return [
+        Upload(id=f"a b/ü{seed}.jpg", data=picture(seed), metadata={"seed": seed, "tags": ["x", "ü"]})
+        for seed in seeds
+    ]
+
+
+def test_the_service_says_which_model_it_has_and_what_it_takes(client: Client) -> None:
+    info = client.info()
+    assert (info.model_id, info.dimensions) == ("tiny", 48)
+    assert info.fingerprint.startswith("sha256:")
+    assert 0 < info.max_image_bytes < info.max_request_bytes
+    assert info.max_images > 0
+
+
+def test_embeddings_come_in_order_and_a_bad_image_fails_alone(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(2, format="PNG"))
+    first, bad, third = client.embed([picture(1), b"not an image", tmp_path / "a.png"])
+    assert isinstance(first, Embedded)
+    assert isinstance(third, Embedded)
+    assert isinstance(bad, Failure)
+    assert bad.code == "unsupported_format"
+    assert first.embedding.dtype == np.float32
+    assert np.linalg.norm(first.embedding) == pytest.approx(1.0, abs=1e-5)
+    assert (first.format, third.format) == ("JPEG", "PNG")
+    (alone,) = client.embed([picture(1)])
+    assert isinstance(alone, Embedded)
+    assert float(alone.embedding @ first.embedding) > 0.9999
+
+
+def test_what_was_added_is_found_listed_and_not_added_again(client: Client) -> None:
+    assert client.create_collection("photos").items == 0
+    batch = uploads(1, 2, 3)
+    assert client.add("photos", batch) == [Added(id=upload.id, status="added") for upload in batch]
+    assert client.add("photos", batch) == [Added(id=upload.id, status="unchanged") for upload in batch]
+    found = client.similar(picture(2), collection="photos", k=2)
+    assert isinstance(found, list)
+    assert (found[0].id, found[0].metadata) == ("a b/ü2.jpg", {"seed": 2, "tags": ["x", "ü"]})
+    assert found[0].score == pytest.approx(1.0, abs=1e-4)
+    by_id = client.similar(id="a b/ü2.jpg", collection="photos", filter={"field": "seed", "gte": 3})
+    assert isinstance(by_id, list)
+    assert [neighbour.id for neighbour in by_id] == ["a b/ü3.jpg"]
+    filtered = client.similar(picture(2), collection="photos", filter={"field": "tags", "contains": "none"})
+    assert filtered == []
+    assert [item.id for item in client.items("photos")] == [upload.id for upload in batch]
+    assert {"default", "photos"} <= {summary.name for summary in client.collections()}
+
+
+def test_an_image_that_cannot_be_added_or_searched_says_why(client: Client) -> None:
+    bad = Upload(id="bad", data=b"not an image", metadata={})
+    good, failure = client.add("default", [*uploads(4), bad])
+    assert isinstance(good, Added)
+    assert isinstance(failure, Failure)
+    assert failure.code == "unsupported_format"
+    found = client.similar(b"not an image")
+    assert isinstance(found, Failure)
+    assert found.code == "unsupported_format"
+
+
+def test_a_refusal_is_an_error_with_its_code(client: Client) -> None:
+    with pytest.raises(ServiceRefused, match="unknown_collection") as refused:
+        client.add("nowhere", uploads(1))
+    assert (refused.value.status, refused.value.code) == (404, "unknown_collection")
+    with pytest.raises(ServiceRefused) as refused:
+        client.similar(picture(1), filter={"field": "a", "like": 1})
+    assert refused.value.code == "invalid_filter"
+
+
+def test_uploads_with_and_without_a_source_are_not_mixed(client: Client) -> None:
+    with_source = Upload(id="s", data=picture(1), metadata={}, source="/photos/s.jpg")
+    with pytest.raises(ValueError, match="give one to all"):
+        client.add("default", [with_source, *uploads(1)])
+
+
+def test_nobody_at_the_address_is_said_after_some_tries(hurried: list[float]) -> None:
+    with Client("http://127.0.0.1:9") as nobody:
+        with pytest.raises(NoService, match=r"no service answers at http://127.0.0.1:9"):
+            nobody.info()
+        assert hurried == [0.25, 0.5, 1.0]
+        hurried.clear()
+        with pytest.raises(NoService):
+            nobody.info(retry=False)
+        assert hurried == []
+
+
+@pytest.mark.parametrize("address", ["", "localhost:8000", "ftp://localhost", "http://[::1", "http://a b"])
+def test_an_address_that_is_none_is_said_to_be_none(address: str) -> None:
+    with pytest.raises(NoService), Client(address) as client:
+        client.info(retry=False)
+
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[list[Answer]], str]]:
+    """Starts a server that gives such answers, in turn, the last one for ever; returns its address."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(answers: list[Answer]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, headers, body = answers.pop(0) if len(answers) > 1 else answers[0]
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+PROBLEM = b'{"code": "overloaded", "detail": "busy", "status": 429}'
+NO_COLLECTIONS: Answer = (200, {}, b'{"data": []}')
+
+
+def test_a_busy_service_is_asked_again_when_it_said(
+    answering: Callable[[list[Answer]], str], hurried: list[float]
+) -> None:
+    busy = [
+        (429, {"Retry-After": "3", "Retry-After-Ms": "2100"}, PROBLEM),
+        (503, {"Retry-After": "2"}, b""),
+        NO_COLLECTIONS,
+    ]
+    with Client(answering(busy)) as client:
+        assert client.collections() == []
+    assert hurried == [2.1, 2.0]
+
+
+def test_patience_has_an_end(answering: Callable[[list[Answer]], str], hurried: list[float]) -> None:
+    busy = answering([(429, {"Retry-After": "7"}, PROBLEM)])
+    with Client(busy, patience_s=5.0) as client, pytest.raises(ServiceRefused, match="busy"):
+        client.collections()
+    assert hurried == []
+
+
+def test_something_else_at_the_address_is_said_to_be_something_else(
+    answering: Callable[[list[Answer]], str],
+) -> None:
+    answers: list[Answer] = [
+        (200, {}, b"<html>"),
+        (404, {}, b'{"error": 1}'),
+        (200, {}, b'{"model": 3}'),
+        (200, {}, b"[]"),
+    ]
+    for answer in answers:
+        with Client(answering([answer])) as client, pytest.raises(NoService, match="not a dinoserve"):
+            client.info()
+
+
+def test_the_client_needs_no_torch_and_no_web_framework() -> None:
+    program = "import sys, app.client; sys.exit(any(m in sys.modules for m in ('torch', 'fastapi', 'faiss')))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_search_needs_no_torch_and_no_web_framework() -> None:
+    program = "import sys, app.search.library; sys.exit(any(m in sys.modules for m in ('torch', 'fastapi')))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
