@@ -106,6 +106,18 @@ def test_all_that_tie_with_the_last_are_returned_wherever_they_lie() -> None:
     assert set(candidates.scores.tolist()) == {1.0}
 
 
+def test_vectors_that_only_rounding_tells_apart_are_ties_and_all_returned() -> None:
+    """A scan in float32 tells them apart by the last bits; cut by those, most would be missing."""
+    rng = np.random.default_rng(11)
+    base = rng.normal(size=(1, 384))
+    vectors = unit(base + 1e-6 * rng.normal(size=(3_000, 384)))
+    index = VectorIndex(384)
+    add(index, vectors, first_rid=0)
+    (candidates,) = index.snapshot.nearest(unit(base), k=5)
+    assert set(candidates.scores.tolist()) == {1.0}
+    assert len(candidates.rids) == 3_000
+
+
 def test_scores_stay_within_minus_one_and_one() -> None:
     vectors = random_units(300, seed=4)
     index = VectorIndex(D)

@@ -1,5 +1,6 @@
 """The collections of a directory: what is there after it was closed and opened again."""
 
+import sqlite3
 import time
 from pathlib import Path
 
@@ -88,6 +89,35 @@ def test_what_was_deleted_leaves_the_disk_after_its_grace(
     with Collections.open(tmp_path) as collections:
         assert collections.get("default").count() == 1
     assert b"SECRET" * 100 not in database.read_bytes()
+
+
+def test_what_was_deleted_long_ago_leaves_the_disk_at_the_next_deletion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Collections.open(tmp_path) as collections:
+        collection = collections.create("default", fingerprint="f", dimensions=D)
+        collection.upsert(items(2), fingerprint="f")
+        collection.delete(["00000"])
+        later = time.time() + embedded.GRACE_S + 1
+        monkeypatch.setattr(time, "time", lambda: later)
+        collection.delete(["00001"])
+    connection = sqlite3.connect(tmp_path / "collections.sqlite")
+    assert connection.execute("SELECT id FROM items").fetchall() == [("00001",)]
+    assert connection.execute("SELECT count(*) FROM vectors").fetchone() == (1,)
+    connection.close()
+
+
+def test_adding_what_is_there_costs_no_commit(tmp_path: Path) -> None:
+    with Collections.open(tmp_path) as collections:
+        collection = collections.create("default", fingerprint="f", dimensions=D)
+        collection.upsert(items(10), fingerprint="f")
+        onlooker = sqlite3.connect(tmp_path / "collections.sqlite")
+        before = onlooker.execute("PRAGMA data_version").fetchone()
+        collection.upsert(items(10), fingerprint="f")
+        assert onlooker.execute("PRAGMA data_version").fetchone() == before
+        collection.delete(["00000"])
+        assert onlooker.execute("PRAGMA data_version").fetchone() != before
+        onlooker.close()
 
 
 def test_an_update_in_a_batch_with_unchanged_items_writes_only_itself(tmp_path: Path) -> None:
