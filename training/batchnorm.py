@@ -1,8 +1,8 @@
-"""BatchNorm in a teacher: it normalises by the batch, as the student does, and keeps its own running statistics.
+"""BatchNorm in a teacher: it normalises by the batch, as the student does, and keeps statistics of its own.
 
-In evaluation mode it would normalise by running statistics that belong to other weights, at first even to none: the
-answers of a fresh ResNet then hardly depend on the image, and training goes straight to the uniform answer. Dropout
-and drop path stay off, which is why the teacher as a whole is in evaluation mode.
+In evaluation mode it would normalise by running statistics that belong to other weights, at first even to
+none: the answers of a fresh ResNet then hardly depend on the image, and training goes straight to the uniform
+answer. Dropout and drop path stay off, which is why the teacher as a whole is in evaluation mode.
 
 Reference: facebookresearch/dino, `main_dino.py`, whose teacher is in training mode
 """
