@@ -11,6 +11,8 @@ from app.indexing import DEFAULT_REPORT, add_folder
 from app.search.library import Collections
 from app.sinks import Place, open_sink, service_at
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
 
 def index_add(
     directory: Path, *, collection: str = "default", place: Place, report: Path = DEFAULT_REPORT
@@ -24,7 +26,7 @@ def index_add(
         report: JSON lines, one for each picture that failed.
 
     Returns:
-        The exit status: 0 if every picture is there now, 1 if some failed.
+        The exit status: 0 if every picture is there now, 1 if some failed, 130 if Ctrl-C stopped it.
 
     Raises:
         NoPictures: There is nothing to add.
@@ -32,8 +34,12 @@ def index_add(
         ServiceError: The data directory can't be used, or the collection is another model's.
         DinoError: The model can't be loaded.
     """
-    with open_sink(place, collection=collection) as sink:
-        return add_folder(directory, sink, report=report).exit_code
+    try:
+        with open_sink(place, collection=collection) as sink:
+            return add_folder(directory, sink, report=report).exit_code
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on where this one was")
+        return _INTERRUPTED
 
 
 def index_stats(place: Place) -> int:

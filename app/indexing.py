@@ -387,8 +387,10 @@ def _finish(outcome: Outcome, report: Path, console: Console) -> None:
     report.write_text(text, encoding="utf-8")
     outcome.report = report
     for line in lines[:_SHOWN_FAILURES]:
-        console.print(f"  {line['path']}: {line['title']}", markup=False, highlight=False)
-    console.print(f"All {len(lines):,} failures are in {report}", markup=False, highlight=False)
+        console.print(f"  {line['path']}: {line['title']}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"All {len(lines):,} failures are in {report}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 class _Rate(ProgressColumn):

@@ -1,6 +1,7 @@
 """A folder into a collection for real: over HTTP to a process that serves, and through an engine here."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -104,29 +105,44 @@ def test_a_folder_goes_through_an_engine_here_to_the_same_neighbours(
     assert index_add(photos, place=place, report=report) == 1  # and the directory was let go
 
 
-def test_a_run_that_was_killed_goes_on_where_it_was(service: Service, tmp_path: Path) -> None:
-    root = tmp_path / "photos"
-    root.mkdir()
-    for number in range(300):
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("many")
+    for number in range(600):
         (root / f"{number:03}.jpg").write_bytes(picture(1_000 + number))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("stop", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)], ids=["kill -9", "Ctrl-C"]
+)
+def test_a_run_that_was_stopped_goes_on_where_it_was(
+    service: Service, many: Path, tmp_path: Path, stop: signal.Signals, status: int
+) -> None:
+    name = f"stopped-{stop.name}"
     program = (
         "import sys, pathlib\n"
         "from app.index_command import index_add\n"
         "from app.sinks import Place\n"
-        "index_add(pathlib.Path(sys.argv[1]), collection='killed', place=Place(server=sys.argv[2]))\n"
+        "folder, name, server = sys.argv[1:]\n"
+        "sys.exit(index_add(pathlib.Path(folder), collection=name, place=Place(server=server)))\n"
     )
     with Client(service.url) as client:
-        client.create_collection("killed")
-        with subprocess.Popen([sys.executable, "-c", program, str(root), service.url], cwd=ROOT) as child:
+        client.create_collection(name)
+        command = [sys.executable, "-c", program, str(many), name, service.url]
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
             deadline_s = time.monotonic() + 60
-            while not any(c.items for c in client.collections() if c.name == "killed"):
+            while not any(c.items for c in client.collections() if c.name == name):
                 assert time.monotonic() < deadline_s
                 time.sleep(0.005)
-            child.kill()
-        assert (
-            index_add(root, collection="killed", place=Place(server=service.url), report=tmp_path / "r") == 0
-        )
-        assert len(list(client.items("killed"))) == 300
+            child.send_signal(stop)
+            _, said = child.communicate()
+        assert child.returncode == status
+        assert "Traceback" not in said
+        before = len(list(client.items(name)))
+        assert 0 < before < 600
+        assert index_add(many, collection=name, place=Place(server=service.url), report=tmp_path / "r") == 0
+        assert len(list(client.items(name))) == 600
 
 
 def test_an_address_that_was_named_must_answer(bundle: Path, tmp_path: Path) -> None:
