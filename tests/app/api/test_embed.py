@@ -52,7 +52,10 @@ def test_embeddings_over_http_are_those_that_evaluation_computes(api: Api) -> No
     answer = api.http.post("/embed", files=multipart(files)).json()
     in_batch = np.array([item["embedding"] for item in answer["data"]])
     alone = np.array(
-        [api.http.post("/embed", files=multipart([file])).json()["data"][0]["embedding"] for file in files[:4]]
+        [
+            api.http.post("/embed", files=multipart([file])).json()["data"][0]["embedding"]
+            for file in files[:4]
+        ]
     )
 
     assert (in_batch * expected).sum(1).min() > 0.9999  # both have length 1: this is the cosine
@@ -102,9 +105,7 @@ def test_every_form_of_answer_has_the_same_numbers(api: Api) -> None:
     assert rows.dtype == np.float32
     packed = msgpack.unpackb(ask("application/msgpack"))
     assert packed["dtype"] == "float32"
-    np.testing.assert_array_equal(
-        [np.frombuffer(item["embedding"], "<f4") for item in packed["data"]], rows
-    )
+    np.testing.assert_array_equal([np.frombuffer(item["embedding"], "<f4") for item in packed["data"]], rows)
     as_text = api.http.post("/embed?encoding=base64", files=multipart(files)).json()["data"]
     np.testing.assert_array_equal(
         [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in as_text], rows

@@ -93,7 +93,8 @@ def test_what_was_acknowledged_is_found_at_once(empty: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    "item_id", ["a", "folder/a.jpg", "a/thumbnail", "thumbnail", "100%25/ä ö?#&.jpg", "a//b", "%2F", "日本/写真.jpg"]
+    "item_id",
+    ["a", "folder/a.jpg", "a/thumbnail", "thumbnail", "100%25/ä ö?#&.jpg", "a//b", "%2F", "日本/写真.jpg"],
 )
 def test_any_id_can_be_named_in_a_path(empty: Api, item_id: str) -> None:
     empty.http.post(ITEMS, files=multipart([photo(1)]), data={"ids": [item_id]})

@@ -77,7 +77,7 @@ def test_offset_threshold_and_filter_narrow_what_is_found(filled: Api) -> None:
     assert ids(filled.http.post("/similar?k=3&offset=2", files=sent).json()) == ids(every)[2:5]
     threshold = every["data"][0]["neighbours"][3]["score"] - 1e-5
     assert ids(filled.http.post(f"/similar?threshold={threshold}", files=sent).json()) == ids(every)[:4]
-    odd = filled.http.post("/similar", files=sent, data={"filter": '{"parity": "odd"}'}).json()
+    odd = filled.http.post("/similar", files=sent, data={"filter": '{"field": "parity", "eq": "odd"}'}).json()
     found = odd["data"][0]["neighbours"]
     assert found
     assert {neighbour["metadata"]["parity"] for neighbour in found} == {"odd"}
@@ -120,7 +120,10 @@ def test_a_search_in_nothing_finds_nothing(start: StartApi) -> None:
         pytest.param({"embedding": [0.0] * 48}, 422, "invalid_vector", id="no direction"),
         pytest.param({"embedding": "not base64!"}, 400, "invalid_parameter", id="a text"),
         pytest.param(
-            {"embedding": [1.0] * 48, "filter": {"parity": {"$near": 1}}}, 422, "invalid_filter", id="a filter"
+            {"embedding": [1.0] * 48, "filter": {"parity": {"$near": 1}}},
+            422,
+            "invalid_filter",
+            id="a filter",
         ),
         pytest.param({"embedding": [1.0] * 48, "filter": "{"}, 400, "invalid_parameter", id="no JSON"),
         pytest.param({"embedding": [1.0] * 48, "q": 1}, 400, "unknown_parameter", id="unknown"),
