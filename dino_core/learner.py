@@ -25,7 +25,7 @@ from dino_core.losses import all_reduced, dino_loss, sharpen, teacher_logits_sum
 from dino_core.multicrop import ProjectedNetwork
 from dino_core.positions import ResampledPositions, at_other_sizes
 from dino_core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from dino_core.teacher import make_teacher, update_teacher
+from dino_core.teacher import batch_statistics, make_teacher, update_teacher
 
 AugmentFunction = Callable[[Tensor], Tensor]
 
@@ -89,6 +89,8 @@ class Dino(nn.Module):
         std: Of each channel; by default ImageNet's, with an `augment_fn` 1.
         in_channels: Channels of an image.
         tokens: How a layer that gives tokens is pooled: their mean, or the first.
+        projection_batch_norm: Puts BatchNorm into the head, as published runs of small convolutional networks
+            do.
         seed: Of the augmentation. With it and the number of images seen all draws are fixed.
 
     Attributes:
@@ -125,6 +127,7 @@ class Dino(nn.Module):
         std: Sequence[float] | None = None,
         in_channels: int = 3,
         tokens: Literal["mean", "first"] = "mean",
+        projection_batch_norm: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -167,6 +170,7 @@ class Dino(nn.Module):
             num_classes_K,
             hidden_dim=projection_hidden_size,
             num_layers=projection_layers,
+            batch_norm=projection_batch_norm,
         )
         device = next(net.parameters(), torch.empty(0)).device
         self.student_network = ProjectedNetwork(backbone, head.to(device))
@@ -217,7 +221,7 @@ class Dino(nn.Module):
         if return_embedding:
             return self._embedded(images, with_projection=return_projection)
         views = self._augmented(images)
-        with torch.no_grad():
+        with torch.no_grad(), batch_statistics(self.teacher_network):
             teacher_logits_TBK = self.teacher_network(views[:NUM_GLOBAL_CROPS])
         targets_TBK = sharpen(
             teacher_logits_TBK,
@@ -341,16 +345,18 @@ class Dino(nn.Module):
     @torch.no_grad()
     def _augmented(self, images_BCHW: Tensor) -> list[Tensor]:
         ours = self.augment_fn is None
-        crops = augment(
-            images_BCHW,
-            sizes_px_B2=None,
-            views=self.views,
-            seed=self.seed,
-            epoch=0,
-            indices_B=self._next_indices(images_BCHW),
-            mean=self.mean if ours else [0.0] * self.in_channels,
-            std=self.std if ours else [1.0] * self.in_channels,
-        )
+        # Pixels are made in float32, whatever the caller lets the networks compute in.
+        with torch.autocast(images_BCHW.device.type, enabled=False):
+            crops = augment(
+                images_BCHW,
+                sizes_px_B2=None,
+                views=self.views,
+                seed=self.seed,
+                epoch=0,
+                indices_B=self._next_indices(images_BCHW),
+                mean=self.mean if ours else [0.0] * self.in_channels,
+                std=self.std if ours else [1.0] * self.in_channels,
+            )
         if self.augment_fn is None or self.augment_fn2 is None:
             return crops
         return by_turns((self.augment_fn, self.augment_fn2), crops)

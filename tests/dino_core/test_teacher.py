@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dino_core.teacher import make_teacher, update_teacher
+from dino_core.teacher import batch_statistics, make_teacher, update_teacher
 from tests.references import dino_loop
 
 
@@ -127,3 +127,28 @@ def test_a_buffer_that_the_student_lacks_is_refused() -> None:
 def test_a_momentum_outside_zero_to_one_is_refused(momentum: float) -> None:
     with pytest.raises(ValueError, match="from 0 to 1"):
         update_teacher(make_teacher(network()), network(), momentum=momentum)
+
+
+def test_targets_are_normalised_by_the_batch_and_statistics_stay() -> None:
+    teacher = make_teacher(network().train())
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    inputs = 5 + 3 * torch.randn(64, 3)
+    normed: list[torch.Tensor] = []
+    teacher[1].register_forward_hook(lambda _module, _args, output: normed.append(output))  # type: ignore[operator, index]
+    with batch_statistics(teacher):
+        first, second = teacher(inputs), teacher(inputs)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)  # dropout is off
+    torch.testing.assert_close(normed[0].mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normed[0].std(dim=0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
+    assert not torch.allclose(teacher(inputs), first)
+    assert not any(module.training for module in teacher.modules())
+    for name, tensor in teacher.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_a_failing_forward_leaves_the_teacher_in_evaluation_mode() -> None:
+    teacher = make_teacher(network())
+    with pytest.raises(RuntimeError), batch_statistics(teacher):
+        teacher(torch.randn(8, 99))
+    assert not any(module.training for module in teacher.modules())
+    assert teacher[1].track_running_stats  # type: ignore[index]
