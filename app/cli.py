@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 from rich.console import Console
 
 from app.api.guard import read_api_keys
@@ -128,16 +129,7 @@ def _serve(settings: Settings, bundle: Bundle, catalogue: Collections, listener:
     metrics = Metrics()
     engine = Engine(bundle, _checked(settings), observer=metrics)
     app = create_app(settings, engine, catalogue, manifest=bundle.manifest, metrics=metrics)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # nothing here depends on the caller's address
-        ws="none",
-        lifespan="on",
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-    )
+    config = server_config(app, settings)
     server = uvicorn.Server(config)
     # After its shutdown uvicorn raises the signal again for whoever had it before. Here that is nobody, so
     # that collections are closed in order and the exit status is 0.
@@ -147,6 +139,20 @@ def _serve(settings: Settings, bundle: Bundle, catalogue: Collections, listener:
         runner.run(_serve_and_greet(server, listener, _greeting(settings, bundle, listener)))
     if not server.started:
         raise _CannotStart("the service could not start; the log above says why")
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the app."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nothing here depends on the caller's address
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
 
 
 async def _serve_and_greet(server: uvicorn.Server, listener: socket.socket, greeting: str) -> None:
