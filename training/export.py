@@ -166,7 +166,7 @@ def _measured(evaluations: Sequence[Mapping[str, Any]]) -> str:
     table = "\n".join(
         f"| {title} | {first[key]:{form}} | **{last[key]:{form}}** |"
         for title, key, form in rows
-        if key in last
+        if key in first and key in last
     )
     return f"| | the same network untrained | this teacher |\n|---|---|---|\n{table}\n{sentence}"
 

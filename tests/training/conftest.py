@@ -43,8 +43,9 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     for key, value in changes.items():
         old = result.get(key)
         if isinstance(old, dict) and isinstance(value, dict) and key != "model_kwargs":
-            value = merged(old, value)
-        result[key] = value
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
     return result
 
 

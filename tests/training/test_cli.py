@@ -1,0 +1,171 @@
+"""The command line: what it prints, what it refuses, and with which status."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.conftest import MakeFolder
+from training.cli import main
+
+FAST = ("--steps", "2", "--batch-size", "4", "--device", "cpu")
+
+
+def run_words(data: Path, tmp_path: Path, name: str = "one") -> list[str]:
+    out, run_dir = tmp_path / "models" / name, tmp_path / "runs" / name
+    return [
+        "run",
+        "--data",
+        str(data),
+        "--recipe",
+        "smoke",
+        *FAST,
+        "--out",
+        str(out),
+        "--run_dir",
+        str(run_dir),
+    ]
+
+
+def test_from_a_folder_to_a_measured_exported_bundle(
+    make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_folder(per_class=8, corrupt=1)
+    assert main([*run_words(data, tmp_path), "--optimizer.peak_lr", "2e-4"]) == 0
+    assert "serve it: dino-serve run --model" in capsys.readouterr().err
+    saved = json.loads((tmp_path / "runs" / "one" / "config.json").read_text())
+    assert saved["config"]["optimizer"]["peak_lr"] == 2e-4
+
+    bundle, report, vectors = tmp_path / "models" / "one", tmp_path / "report.json", tmp_path / "vectors.npz"
+    words = [
+        "eval",
+        str(bundle),
+        "--data",
+        str(data),
+        "--json-file",
+        str(report),
+        "--embeddings",
+        str(vectors),
+    ]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "top1_k10" in printed
+    assert "broken-0.jpg" in printed
+    measured = json.loads(report.read_text())
+    assert measured["images"] == 16
+    assert measured["fingerprint"].startswith("sha256:")
+    with np.load(vectors) as file:
+        assert len(file["embeddings"]) == len(file["paths"]) == 16
+
+    checkpoint = tmp_path / "runs" / "one" / "checkpoints" / "step-00000002"
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "models" / "two")]) == 0
+    one, two = (tmp_path / "models" / name / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "models" / "two")]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_attention_is_drawn_for_a_vit_and_refused_for_others(
+    make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_folder()
+    words = run_words(data, tmp_path)
+    kwargs = '{"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}'
+    vit = ["--backbone.name", "vit_tiny_patch16_224", "--backbone.model-kwargs", kwargs]
+    assert main([*words, *vit]) == 0
+    bundle, picture = str(tmp_path / "models" / "one"), data / "down" / "down-1.png"
+    assert main(["attention", bundle, str(picture), "--out", str(tmp_path / "maps")]) == 0
+    assert (tmp_path / "maps" / "down-1.attention.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["attention", bundle, str(tmp_path / "no.png"), "--out", str(tmp_path / "maps")]) == 2
+    assert "no.png cannot be read" in capsys.readouterr().err
+
+    assert main(run_words(data, tmp_path, "resnet")) == 0
+    capsys.readouterr()
+    assert main(["attention", str(tmp_path / "models" / "resnet"), str(picture)]) == 2
+    assert "dino-train: error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        pytest.param(["frob"], "there is no command 'frob'", id="command"),
+        pytest.param(["run"], "--data DIR", id="no data"),
+        pytest.param(["run", "--data", "/nowhere/at/all"], "not there", id="no folder"),
+        pytest.param(
+            ["run", "--resume", "--run-dir", "/nowhere"], "no run to resume", id="nothing to resume"
+        ),
+        pytest.param(["eval", "/nowhere", "--data", "."], "/nowhere", id="no bundle"),
+        pytest.param(["eval", "/nowhere"], "data: is required", id="eval without data"),
+        pytest.param(["export", "/nowhere", "--out", "x"], "is no checkpoint", id="no checkpoint"),
+        pytest.param(["recipes", "cpuu"], "there is no recipe 'cpuu'", id="recipe"),
+        pytest.param(["recipes", "--num-images", "0"], "num_images: input should be greater", id="no images"),
+        pytest.param(["recipes", "--frob"], "--frob; dino-train recipes --help", id="unknown flag"),
+    ],
+)
+def test_bad_words_end_in_one_sentence_and_status_two(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("dino-train: error: ")
+    assert complaint.count("\n") == 1
+    assert sentence in complaint
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        pytest.param(["--backbone.name", "resnett18"], "did you mean resnet18", id="backbone"),
+        pytest.param(["--batch-size", "500"], "the batch size is 500", id="more than there is"),
+        pytest.param(["--optimizer.peak-lr", "-1"], "optimizer.peak_lr: input should be greater", id="rate"),
+        pytest.param(["--loss.teacher-temperature", "0.5"], "the teacher must be the sharper one", id="dull"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_it_trains(
+    make_folder: MakeFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    sentence: str,
+) -> None:
+    assert main([*run_words(make_folder(), tmp_path), *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "models" / "one").exists()
+
+
+def test_an_unknown_variable_is_refused(
+    make_folder: MakeFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DINO_TRAIN_LERNRATE", "3")
+    assert main(run_words(make_folder(), tmp_path)) == 2
+    assert "DINO_TRAIN_LERNRATE names no setting" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert "vit_small_16_imagenet: Official" in listed
+    assert main(["recipes", "cpu", "--num-images", "1000"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"] == "cpu"
+
+
+def test_help_says_where_settings_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "dino-train COMMAND" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        main(["run", "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert "--optimizer.peak-lr" in text
+    assert "DINO" not in text.split("--optimizer.peak-lr")[0].split("usage")[0]
+    line = text.split("--loss.student-temperature float")[-1].split("--")[0]
+    assert "default" not in line, "the recipe's value is meant, not the class's"
+
+
+def test_without_a_command_the_usage_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: dino-train COMMAND" in capsys.readouterr().out
