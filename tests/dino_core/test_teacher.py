@@ -134,7 +134,7 @@ def test_targets_are_normalised_by_the_batch_and_statistics_stay() -> None:
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     inputs = 5 + 3 * torch.randn(64, 3)
     normed: list[torch.Tensor] = []
-    teacher[1].register_forward_hook(lambda _module, _args, output: normed.append(output))  # type: ignore[operator, index]
+    teacher[1].register_forward_hook(lambda _module, _args, output: normed.append(output))  # type: ignore[index]
     with batch_statistics(teacher):
         first, second = teacher(inputs), teacher(inputs)
     torch.testing.assert_close(first, second, rtol=0, atol=0)  # dropout is off
