@@ -1,6 +1,7 @@
 """`dino-serve`: text to settings to a call. The work is elsewhere."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -175,19 +176,22 @@ def _greeting(settings: Settings, bundle: Bundle, listener: socket.socket) -> st
 
 
 def _bound(settings: Settings) -> socket.socket:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise _CannotStart(
-            f"can't listen on {settings.host} port {settings.port}: {error.strerror}. "
-            "Is another service there? --port names another port"
-        ) from None
-    return listener
+    """A socket on the address; the server listens on it once it can serve."""
+    with contextlib.ExitStack() as if_it_fails:
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(
+                settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = if_it_fails.enter_context(socket.socket(family, kind))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            raise _CannotStart(
+                f"can't listen on {settings.host} port {settings.port}: {error.strerror}. "
+                "Is another service there? --port names another port"
+            ) from None
+        if_it_fails.pop_all()
+        return listener
 
 
 def _device(name: str) -> str:

@@ -28,7 +28,7 @@ def start(bundle: Bundle, tmp_path: Path) -> Iterator[StartApi]:
     """Starts services that end with the test."""
     with ExitStack() as stack:
 
-        def start_one(model: Bundle = bundle, data_dir: Path = tmp_path / "data", **options: Any) -> Api:
+        def start_one(model: Bundle = bundle, data_dir: Path = tmp_path / "data", **options: Any) -> Api:  # noqa: ANN401
             return stack.enter_context(serving(model, data_dir, **options))
 
         yield start_one

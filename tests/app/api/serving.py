@@ -54,7 +54,7 @@ def serving(
     *,
     embedder: Embedder | None = None,
     catalogue: Catalogue | None = None,
-    **settings: Any,
+    **settings: Any,  # noqa: ANN401
 ) -> Iterator[Api]:
     """Serves until the block ends.
 
@@ -96,7 +96,7 @@ def multipart(images: Sequence[bytes]) -> list[tuple[str, tuple[str, bytes]]]:
 
 
 def photo(seed: int, *, size_px: tuple[int, int] = (96, 64), image_format: str = "JPEG") -> bytes:
-    """A picture of its own for each seed: broad stripes of random colours, so that resizing keeps them apart."""
+    """A picture of its own for each seed: broad fields of random colours, which resizing keeps apart."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
     picture = Image.fromarray(blocks).resize(size_px, Image.Resampling.BICUBIC)

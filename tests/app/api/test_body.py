@@ -13,6 +13,8 @@ from tests.app.api.serving import Api, multipart, photo
 
 StartApi = Callable[..., Api]
 BOUNDARY = "boundary"
+# One byte of the 100 that its head promises.
+BEGUN = b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n\r\nx"
 
 
 def form(*parts: str, end: bool = True) -> bytes:
@@ -198,8 +200,7 @@ def test_a_body_that_trickles_is_refused_in_time(start: StartApi) -> None:
     api = start(upload_timeout_s=0.3)
     host, port = api.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
-        head = f"POST /embed HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n\r\nx"
-        connection.sendall(head.encode())
+        connection.sendall(BEGUN)
         started_s = time.monotonic()
         answer = connection.recv(10_000)
         assert b" 408 " in answer.partition(b"\r\n")[0]
@@ -210,8 +211,7 @@ def test_a_body_that_trickles_is_refused_in_time(start: StartApi) -> None:
 def test_a_caller_who_leaves_in_the_middle_of_a_body_harms_nobody(api: Api) -> None:
     host, port = api.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
-        head = f"POST /embed HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n\r\nx"
-        connection.sendall(head.encode())
+        connection.sendall(BEGUN)
     assert api.http.post("/embed", files=multipart([photo(1)])).status_code == 200
 
 

@@ -18,7 +18,7 @@ from tests.app.inference.colours import ColourEmbedder, picture
 
 StartApi = Callable[..., Api]
 # Sums in another order: the rest of the precision that batches of different sizes share.
-SAME = {"atol": 2e-5}
+SAME = 2e-5
 
 
 def embeddings_of(bundle: Bundle, files: list[bytes]) -> NDArray[np.float32]:
@@ -76,7 +76,7 @@ def test_every_form_of_body_gives_the_same_embedding(api: Api) -> None:
     ]
     rows = [answer.json()["data"][0]["embedding"] for answer in answers]
     for row in rows[1:]:
-        np.testing.assert_allclose(row, rows[0], **SAME)
+        np.testing.assert_allclose(row, rows[0], atol=SAME)
 
 
 def test_an_answer_says_what_was_sent_and_which_model_answers(api: Api) -> None:
@@ -145,7 +145,7 @@ def test_bad_images_get_their_own_errors_and_good_ones_their_embeddings(api: Api
     assert (data[4]["error"]["limit"], data[4]["error"]["actual"]) == (89_478_485, 400_000_000)
     assert answer.json()["usage"] == {"images": 7, "failed": 5}
     expected = embeddings_of(api.bundle, good)
-    np.testing.assert_allclose([data[0]["embedding"], data[6]["embedding"]], expected, **SAME)
+    np.testing.assert_allclose([data[0]["embedding"], data[6]["embedding"]], expected, atol=SAME)
 
 
 def test_failed_rows_of_an_npy_answer_are_nan_and_counted(api: Api) -> None:
