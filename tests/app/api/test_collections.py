@@ -61,6 +61,7 @@ def test_what_can_not_be_done_is_refused(
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
-def test_broken_json_is_refused_in_our_words(api: Api) -> None:
-    answer = api.http.post("/collections", content=b"{", headers={"Content-Type": "application/json"})
+@pytest.mark.parametrize("content", [b"{", b"\xff", b""])
+def test_broken_json_is_refused_in_our_words(api: Api, content: bytes) -> None:
+    answer = api.http.post("/collections", content=content, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_json")

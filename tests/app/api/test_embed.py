@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dino_core.bundle import Bundle
-from dino_core.preprocess import load_pixels
+from dino_core.backbones import make_backbone
+from dino_core.bundle import Bundle, load_bundle, write_bundle
+from dino_core.embedding import EmbeddingModel
+from dino_core.preprocess import Preprocessing, load_pixels
 from tests.app.api.serving import Api, multipart, photo, zeros_png
 from tests.app.inference.colours import ColourEmbedder, picture
 
@@ -217,6 +220,30 @@ def test_lengths_other_than_one_are_refused_where_the_bundle_says_one(api: Api) 
     answer = api.http.post("/embed?normalize=false", files=multipart([photo(1)]))
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter")
     assert answer.json()["parameter"] == "normalize"
+
+
+def test_a_model_of_raw_lengths_gives_them_when_asked(start: StartApi, tmp_path: Path) -> None:
+    write_bundle(
+        tmp_path / "raw",
+        EmbeddingModel(
+            make_backbone("resnet10t"),
+            preprocessing=Preprocessing(resize_px=36, crop_px=32),
+            pooling="mean",
+            normalise=False,
+        ),
+        provenance={},
+        card="# A network of random weights\n",
+    )
+    api = start(load_bundle(tmp_path / "raw"))
+
+    def row(parameters: str) -> NDArray[np.float64]:
+        answer = api.http.post(f"/embed{parameters}", files=multipart([photo(1)])).json()
+        return np.array(answer["data"][0]["embedding"])
+
+    raw = row("?normalize=false")
+    np.testing.assert_allclose(raw, embeddings_of(api.bundle, [photo(1)])[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(row(""), raw / np.linalg.norm(raw), atol=SAME)
+    assert abs(np.linalg.norm(raw) - 1) > 0.01  # otherwise both lines above would say the same
 
 
 def test_a_caller_who_leaves_takes_the_work_along(start: StartApi) -> None:
