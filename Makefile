@@ -3,7 +3,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-CODE := dino_core training app tests benchmarks
 MODEL ?= models/default
 
 .DEFAULT_GOAL := help
