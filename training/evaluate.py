@@ -176,7 +176,7 @@ def folds_of(images: ImageList, indices_N: Tensor) -> Tensor:
 
 
 def spread_of(features_ND: Tensor) -> dict[str, float]:
-    """Measures that need no labels: 0 spread or a rank of 1 is collapse; nothing where vectors are not finite."""
+    """Measures that need no labels: spread 0 or rank 1 is collapse; none where vectors are not finite."""
     if len(features_ND) < 2 or not bool(torch.isfinite(features_ND).all()):
         return {}
     return {"feature_std": float(feature_std(features_ND)), "rank_me": float(rank_me(features_ND))}
