@@ -62,7 +62,7 @@ def steps_of(kind: str) -> list[int]:
 def relative_error(ours: Tensor, golden: Tensor) -> float:
     """Length of the difference as a share of the golden tensor's length."""
     assert ours.shape == golden.shape
-    difference = (ours.double() - golden.double()).norm()
+    difference = (ours.detach().double() - golden.double()).norm()
     return float(difference / golden.double().norm().clamp_min(torch.finfo(torch.float32).tiny))
 
 
