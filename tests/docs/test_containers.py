@@ -1,0 +1,60 @@
+"""The container files say what the code and the README say; they are built and run outside the tests."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.settings import ENV_PREFIX, Settings
+from training.settings import RunSettings
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        set(re.findall(rf"{ENV_PREFIX}([A-Z_]+)", DOCKERFILE))
+        | {
+            key.removeprefix(ENV_PREFIX)
+            for service in COMPOSE["services"].values()
+            for key in service.get("environment", {})
+        }
+    ),
+)
+def test_every_variable_is_a_setting(name: str) -> None:
+    assert name.lower() in Settings.model_fields
+
+
+def test_every_flag_of_the_training_service_is_one_of_dino_train() -> None:
+    flags = [word.removeprefix("--") for word in COMPOSE["services"]["train"]["command"] if word[:2] == "--"]
+    assert flags
+    assert {flag.replace("-", "_") for flag in flags} <= set(RunSettings.model_fields)
+
+
+def test_every_target_and_folder_exists() -> None:
+    targets = set(re.findall(r"^FROM \S+ AS (\w+)", DOCKERFILE, re.MULTILINE))
+    assert {service["build"]["target"] for service in COMPOSE["services"].values()} <= targets
+    for source in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE):
+        assert all((ROOT / path).exists() for path in source.split())
+
+
+def test_the_port_is_published_on_this_machine_only() -> None:
+    """The image listens on every interface of its own and without keys, so the host's must be loopback."""
+    assert all(port.startswith("127.0.0.1:") for port in COMPOSE["services"]["serve"]["ports"])
+
+
+def test_training_leaves_its_bundle_where_serving_looks() -> None:
+    serve, train = COMPOSE["services"]["serve"], COMPOSE["services"]["train"]
+    mounts = {volume.split(":")[1]: volume.split(":")[0] for volume in train["volumes"]}
+    assert mounts["/models"] == "./models"
+    assert "./models:/models:ro" in serve["volumes"]
+    assert "MODEL=mine docker compose up" in README
+    out = train["command"][train["command"].index("--out") + 1]
+    assert out == "/models/${MODEL:-mine}"
+    assert serve["environment"]["DINO_SERVE_MODEL"].startswith("/models/${MODEL")
