@@ -25,7 +25,7 @@ class TrainState:
     Attributes:
         student: Learns by gradient; in training mode.
         teacher: Follows the student; in evaluation mode, but for BatchNorm during a step (see
-            training.batchnorm). Its backbone is the product.
+            dino_core.teacher.batch_statistics). Its backbone is the product.
         optimizer: Of the student.
         center_K: Running mean of the teacher's outputs, float32.
         step: Steps taken, skipped ones included.
@@ -51,14 +51,13 @@ class TrainState:
         self.optimizer.param_groups[0]["weight_decay"] = weight_decay
 
     def buffers(self) -> list[Tensor]:
-        """Copies of the buffers of student and teacher, which a forward pass moves."""
-        return [buffer.clone() for buffer in (*self.student.buffers(), *self.teacher.buffers())]
+        """Copies of the student's buffers, which a forward pass moves; the teacher's stay."""
+        return [buffer.clone() for buffer in self.student.buffers()]
 
     @torch.no_grad()
     def restore_buffers(self, buffers: list[Tensor]) -> None:
         """Puts back what `buffers` copied."""
-        ours = (*self.student.buffers(), *self.teacher.buffers())
-        for buffer, before in zip(ours, buffers, strict=True):
+        for buffer, before in zip(self.student.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
 

@@ -26,8 +26,7 @@ from dino_core.losses import (
 )
 from dino_core.optim import clip_gradients, drop_last_layer_gradients
 from dino_core.schedules import cosine, linear_warmup, warmup_cosine
-from dino_core.teacher import update_teacher
-from training.batchnorm import keeping_statistics, normalising_by_batch
+from dino_core.teacher import batch_statistics, update_teacher
 from training.config import RunConfig
 from training.distributed import average_gradients, share_buffers
 from training.state import TrainState
@@ -125,7 +124,7 @@ def train_step(
     with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
         torch.manual_seed(_seed_of(config.seed, state.step, rank))  # drop path has no generator of its own
         for views in parts:
-            with _autocast(state.device, config), torch.no_grad(), normalising_by_batch(state.teacher):
+            with _autocast(state.device, config), torch.no_grad(), batch_statistics(state.teacher):
                 teacher_logits_TBK = state.teacher(views[:TEACHER_VIEWS])
             probs_TBK = sharpen(teacher_logits_TBK, state.center_K, temperature=now.teacher_temperature)
             with _autocast(state.device, config):
@@ -148,8 +147,7 @@ def train_step(
     if is_finite:
         state.set_rates(learning_rate=now.learning_rate, weight_decay=now.weight_decay)
         state.optimizer.step()
-        with keeping_statistics(state.teacher):
-            update_teacher(state.teacher, state.student, momentum=now.teacher_momentum)
+        update_teacher(state.teacher, state.student, momentum=now.teacher_momentum)
         logits_sum_K, logits_count = all_reduced(logits_sum_K, logits_count)
         state.center_K = updated_center(
             state.center_K, logits_sum_K, logits_count, momentum=config.loss.center_momentum
@@ -181,7 +179,6 @@ def _finish_gradients(
         )
     average_gradients(parameters)
     share_buffers(state.student)
-    share_buffers(state.teacher)
     clip = config.optimizer.clip
     gradient_norm = clip_gradients(
         parameters,
