@@ -448,6 +448,27 @@ def test_replicas_on_several_devices_share_one_centre_and_draw_apart() -> None:
     torch.testing.assert_close(learner.center, before, rtol=0, atol=0)
 
 
+def test_a_replicas_draws_are_not_those_of_the_learner_itself() -> None:
+    first_views = []
+    for is_replica in (False, True):
+        learner = learner_of()
+        learner.__dict__["_is_replica"] = is_replica
+        learner.student_network.register_forward_pre_hook(lambda _m, args: first_views.append(args[0][0]))
+        learner(pictures(2))
+    assert not torch.equal(first_views[0], first_views[1])
+
+
+def test_the_teachers_targets_are_normalised_by_the_batch() -> None:
+    learner = learner_of()
+    normed: list[Tensor] = []
+    norm = learner.teacher.get_submodule("net.1")
+    norm.register_forward_hook(lambda _module, _args, output: normed.append(output))
+    learner(pictures(8))
+    torch.testing.assert_close(normed[0].mean(dim=(0, 2, 3)), torch.zeros(8), atol=1e-4, rtol=0)
+    learner(pictures(8), return_embedding=True)
+    assert normed[1].mean(dim=(0, 2, 3)).abs().max() > 1e-2
+
+
 @pytest.fixture
 def one_process_group(tmp_path: Path) -> Iterator[None]:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/r", rank=0, world_size=1)
@@ -603,15 +624,15 @@ def accuracies(
 
 def test_training_on_pictures_raises_the_neighbours_accuracy() -> None:
     before, after = accuracies(textures(480, seed=0), textures(240, seed=1), steps=150, local_crops=2)
-    assert after >= before + 4  # 240 queries: one standard error is 3 points
+    assert after >= before + 8  # 20 are usual; one standard error of 240 queries is 3
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     not (SHARED / "data" / "imagenette").is_dir(), reason="needs the photographs that DINO_SHARED names"
 )
 def test_training_on_photographs_raises_the_neighbours_accuracy() -> None:
-    before, after = accuracies(
-        photographs(800, split="train"), photographs(600, split="val"), steps=400, local_crops=4
-    )
-    assert after >= before + 3  # 600 queries: one standard error is 2 points
+    bank, queries = photographs(1500, split="train"), photographs(1000, split="val")
+    before, after = accuracies(bank, queries, steps=150, local_crops=2)
+    assert (
+        after >= before + 2
+    )  # of 26 %; such a small run gains 4, and another processor's rounding moves it by 1
