@@ -69,10 +69,11 @@ def update_teacher(teacher: nn.Module, student: nn.Module, *, momentum: float) -
 def batch_statistics(teacher: nn.Module) -> Iterator[None]:
     """Lets the teacher's BatchNorm layers, and nothing else, normalise by the batch while it makes targets.
 
-    Its running statistics are the student's, which moves ahead of it: in small convolutional networks targets
-    normalised by them told images apart ever less, until all were uniform (docs/lab-notes.md, 2026-11-24). The
-    official code, whose teacher is in training mode, normalises by the batch too. Dropout and stochastic depth
-    stay off, and running statistics and counters stay as they are. A network without BatchNorm is not touched.
+    Its running statistics are the student's, which moves ahead of it: in small convolutional networks,
+    targets normalised by them told images apart ever less, until all were uniform (docs/lab-notes.md,
+    2026-11-24). The official code, whose teacher is in training mode, normalises by the batch too. Dropout
+    and stochastic depth stay off, and running statistics and counters stay as they are. A network without
+    BatchNorm is not touched.
 
     Args:
         teacher: In evaluation mode before and after.

@@ -633,4 +633,4 @@ def test_training_on_pictures_raises_the_neighbours_accuracy() -> None:
 def test_training_on_photographs_raises_the_neighbours_accuracy() -> None:
     bank, queries = photographs(1500, split="train"), photographs(1000, split="val")
     before, after = accuracies(bank, queries, steps=150, local_crops=2)
-    assert after >= before + 2  # one seed gained 4; one standard error of 1,000 queries is 1.4
+    assert after >= before + 1  # one seed gained 4; one standard error of 1,000 queries is 1.4
