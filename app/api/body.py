@@ -77,10 +77,11 @@ async def read_upload(
     """
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     kind = media_type.decode("latin-1").lower()
-    query = list(request.query_params.multi_items())
+    texts = list(request.query_params.multi_items())
     match kind:
         case "multipart/form-data":
-            upload = await _read_multipart(request, state, options.get(b"boundary", b""))
+            upload, form = await _read_multipart(request, state, options.get(b"boundary", b""))
+            texts += form
         case "application/json":
             text = await _read_all(request, state)
             upload = await in_worker(state, _json_upload, text)
@@ -91,7 +92,7 @@ async def read_upload(
             upload = Upload([await _read_all(request, state)], [None], single=True)
         case _:
             raise UnsupportedMediaType(_what_is_taken(kind, arrays=arrays))
-    _add_text(upload, query, lists=frozenset(lists))
+    _add_texts(upload, texts, lists=frozenset() if upload.in_body else frozenset(lists))
     return upload
 
 
@@ -114,14 +115,17 @@ def require_images(upload: Upload) -> None:
     Raises:
         NoImages: It has none.
     """
-    if not upload.images and (upload.pixels is None or not len(upload.pixels)):
+    if not upload.images and (upload.pixels is None or not upload.pixels.size):
         raise NoImages(
             "the request has no image: send multipart/form-data with files in the field `images`, an "
             'image as the body, or JSON {"images": [base64, …]}'
         )
 
 
-async def _read_multipart(request: Request, state: State, boundary: bytes) -> Upload:
+async def _read_multipart(
+    request: Request, state: State, boundary: bytes
+) -> tuple[Upload, list[tuple[str, str]]]:
+    """The files, and the texts of the other fields."""
     settings = state["settings"]
     reader = MultipartReader(
         boundary,
@@ -138,8 +142,7 @@ async def _read_multipart(request: Request, state: State, boundary: bytes) -> Up
         [_within_limit(file.data, file.size_bytes, settings.max_image_bytes) for file in reader.files],
         [file.filename for file in reader.files],
     )
-    upload.parameters["form"] = reader.texts
-    return upload
+    return upload, reader.texts
 
 
 def _within_limit(data: bytes, size_bytes: int, limit: int) -> SentImage:
@@ -222,16 +225,15 @@ def _array(data: bytes) -> NDArray[np.uint8]:
         raise InvalidArray("the body is not in NumPy's .npy format")
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, MemoryError, OverflowError):
+    except Exception:  # NumPy reads the header as Python, whose tokenizer and compiler raise what they like
         raise InvalidArray("the body is not a whole .npy of plain numbers") from None
     pixels: NDArray[np.uint8] = array[None] if array.ndim == 3 else array
     return pixels
 
 
-def _add_text(upload: Upload, query: list[tuple[str, str]], *, lists: frozenset[str]) -> None:
+def _add_texts(upload: Upload, texts: list[tuple[str, str]], *, lists: frozenset[str]) -> None:
     """Adds the texts of query and form to the parameters; each once, but for those that are lists."""
-    pairs = [*query, *upload.parameters.pop("form", [])]
-    for name, text in pairs:
+    for name, text in texts:
         if name in lists:
             upload.parameters.setdefault(name, []).append(text)
         elif name in upload.parameters:

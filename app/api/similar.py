@@ -65,7 +65,7 @@ def _require_one_query(upload: Upload, parameters: SimilarParameters) -> None:
             ("id", parameters.id),
             ("embedding", parameters.embedding),
         )
-        if value
+        if (value if name == "images" else value is not None)
     ]
     if not given:
         raise NoImages("there is nothing to search by: send images, or `id`, or `embedding`")
