@@ -75,8 +75,7 @@ async def read_upload(
         UploadTimeout: It did not arrive in time.
         ClientLeft: The caller closed the connection.
     """
-    media_type, options = parse_options_header(request.headers.get("content-type", ""))
-    kind = media_type.decode("latin-1").lower()
+    kind, options = _content_type(request)
     texts = list(request.query_params.multi_items())
     match kind:
         case "multipart/form-data":
@@ -94,6 +93,20 @@ async def read_upload(
             raise UnsupportedMediaType(_what_is_taken(kind, arrays=arrays))
     _add_texts(upload, texts, lists=frozenset() if upload.in_body else frozenset(lists))
     return upload
+
+
+async def read_json(request: Request, state: State) -> dict[str, Any]:
+    """Reads a body that is a JSON object, without images.
+
+    Raises:
+        UnsupportedMediaType: The body is of another kind.
+        InvalidJson: It isn't a JSON object.
+        TooLarge: As `read_upload`, and so UploadTimeout and ClientLeft.
+    """
+    kind, _ = _content_type(request)
+    if kind != "application/json":
+        raise UnsupportedMediaType(f"{_found(kind)}, and this route takes application/json")
+    return await in_worker(state, json_object, await _read_all(request, state))
 
 
 def images_from_json(sent: Iterable[object], *, pointer: str) -> list[SentImage]:
@@ -242,7 +255,15 @@ def _add_texts(upload: Upload, texts: list[tuple[str, str]], *, lists: frozenset
             upload.parameters[name] = text
 
 
+def _content_type(request: Request) -> tuple[str, dict[bytes, bytes]]:
+    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    return media_type.decode("latin-1").lower(), options
+
+
+def _found(kind: str) -> str:
+    return f"the Content-Type is {kind[:100]!r}" if kind else "there is no Content-Type"
+
+
 def _what_is_taken(kind: str, *, arrays: bool) -> str:
     taken = "multipart/form-data, image/*, application/json" + (" or application/x-npy" if arrays else "")
-    found = f"the Content-Type is {kind[:100]!r}" if kind else "there is no Content-Type"
-    return f"{found}, and this route takes {taken}: for one image, say image/jpeg"
+    return f"{_found(kind)}, and this route takes {taken}: for one image, say image/jpeg"

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api import answers
+from app.api.body import read_json
 from app.api.embed import model_answer
-from app.api.openapi import answer_of
-from app.api.schemas import CollectionAnswer, CollectionsAnswer, NewCollection
+from app.api.openapi import answer_of, json_body_of
+from app.api.schemas import CollectionAnswer, CollectionsAnswer, NewCollection, parse
 from app.api.state import State, StateDep, in_worker
 from app.search.collection import CollectionInfo
 
@@ -31,9 +32,11 @@ async def list_collections(state: StateDep) -> Response:
     status_code=201,
     summary="Make a collection",
     responses={201: answer_of(CollectionAnswer)},
+    openapi_extra=json_body_of(NewCollection),
 )
-async def create_collection(new: NewCollection, state: StateDep) -> Response:
+async def create_collection(request: Request, state: StateDep) -> Response:
     """Makes an empty collection for embeddings of the model that is served."""
+    new = parse(NewCollection, await read_json(request, state))
     model = state["engine"].model
     await in_worker(
         state,

@@ -40,7 +40,7 @@ async def embed(request: Request, state: StateDep) -> Response:
     media_type = answers.negotiate(request, answers.JSON, answers.NPY, answers.MSGPACK)
     with timed(state, "receive"):
         upload = await read_upload(request, state, arrays=True)
-    parameters = parse(EmbedParameters, upload.parameters, in_body=upload.in_body)
+    parameters = parse(EmbedParameters, upload.parameters)
     _refuse_raw_lengths(parameters, state)
     require_images(upload)
     with timed(state, "embed"):

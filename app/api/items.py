@@ -160,7 +160,7 @@ async def delete_item(name: str, item_id: ItemId, state: StateDep) -> Response:
 
 def _additions(upload: Upload) -> tuple[list[_Addition], OnError, float | None]:
     if upload.in_body:
-        said = parse(AddItems, upload.parameters, in_body=True)
+        said = parse(AddItems, upload.parameters)
         images = images_from_json([item.image for item in said.items], pointer="/items")
         return (
             [
@@ -170,7 +170,7 @@ def _additions(upload: Upload) -> tuple[list[_Addition], OnError, float | None]:
             on_error(said.on_error, upload),
             said.timeout,
         )
-    form = parse(AddParameters, upload.parameters, in_body=False)
+    form = parse(AddParameters, upload.parameters)
     count = len(upload.images)
     ids = _one_each("ids", form.ids, count)
     sources = _one_each("sources", form.sources, count)

@@ -62,6 +62,12 @@ def body_of(
     }
 
 
+def json_body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The description of a body that is JSON."""
+    schema = _inlined(model.model_json_schema())
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 def describe_problems(app: FastAPI) -> None:
     """Adds the table of errors to the app's description, for `/docs`."""
     by_code = {kind.code: problem for kind, problem in PROBLEMS.items() if kind is not ImageRefused}

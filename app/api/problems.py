@@ -120,25 +120,19 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, refuse)
 
 
-def refusal_of(findings: list[ErrorDetails], *, in_body: bool) -> ServiceError:
+def refusal_of(findings: list[ErrorDetails]) -> ServiceError:
     """Pydantic's first finding as one of our errors.
 
     Args:
         findings: Of a `ValidationError`, at least one.
-        in_body: Whether the place is in a JSON body, and not in a query or a form.
     """
     finding = findings[0]
-    place = [str(part) for part in finding["loc"]]
-    name = ".".join(place)
+    name = ".".join(str(part) for part in finding["loc"])
     message = finding["msg"].removeprefix("Value error, ")
-    if finding["type"] == "json_invalid":
-        return refusals.InvalidJson("the body is not valid JSON")
     if finding["type"] == "extra_forbidden":
         return refusals.UnknownParameter(
             f"there is no parameter {name!r} here: see /docs for those there are", parameter=name
         )
-    if in_body and not place:
-        return refusals.InvalidJson(f"the body is not of the shape that this route takes: {message}")
     if finding["type"] == "missing":
         message = "it is missing"
     return refusals.InvalidParameter(f"{name}: {message}", parameter=name)
@@ -174,11 +168,10 @@ def _ours(error: Exception, request: Request) -> ServiceError:
             return error
         case RequestValidationError():
             findings = error.errors()
-            kind = findings[0]["loc"][0]
-            # FastAPI puts where a value was before its name.
+            # FastAPI puts where a value was, which is the query here, before its name.
             for finding in findings:
                 finding["loc"] = finding["loc"][1:]
-            return refusal_of(list(findings), in_body=kind == "body")
+            return refusal_of(list(findings))
         case HTTPException(status_code=405):
             allowed = (error.headers or {}).get("Allow", "")
             return refusals.MethodNotAllowed(
@@ -188,6 +181,4 @@ def _ours(error: Exception, request: Request) -> ServiceError:
             return refusals.UnknownRoute(
                 f"nothing is at {request.scope['path']}: see /docs for what there is"
             )
-        case HTTPException(status_code=400):
-            return refusals.InvalidJson("the body can't be parsed")
     raise error

@@ -2,15 +2,14 @@
 
 import base64
 import binascii
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from app.api.problems import refusal_of
-from app.errors import ServiceError
 
 OnError = Literal["item", "fail"]
 Include = Literal["metadata", "embedding"]
@@ -84,12 +83,6 @@ class SimilarParameters(Parameters):
     """Search by an item of the collection; the item itself is not among its neighbours."""
     embedding: Annotated[list[float] | None, BeforeValidator(_vector)] = None
     """Search by an embedding: numbers, or base64 of little-endian float32."""
-
-    @model_validator(mode="after")
-    def _one_query(self) -> Self:
-        if self.id is not None and self.embedding is not None:
-            raise ValueError("give one of images, id and embedding")
-        return self
 
 
 class AddParameters(Parameters):
@@ -285,16 +278,15 @@ class ProblemAnswer(BaseModel):
     request_id: str
 
 
-AnyParameters = TypeVar("AnyParameters", bound=Parameters)
+AnyParameters = TypeVar("AnyParameters", bound=BaseModel)
 
 
-def parse(model: type[AnyParameters], values: dict[str, Any], *, in_body: bool) -> AnyParameters:
+def parse(model: type[AnyParameters], values: dict[str, Any]) -> AnyParameters:
     """Checks what a request says.
 
     Args:
         model: What its route takes.
         values: By name; of a query or a form, only text and lists of text.
-        in_body: Whether the values stood in a JSON body.
 
     Raises:
         InvalidParameter: A value can't be.
@@ -303,11 +295,7 @@ def parse(model: type[AnyParameters], values: dict[str, Any], *, in_body: bool) 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise _refusal(error, in_body=in_body) from None
-
-
-def _refusal(error: ValidationError, *, in_body: bool) -> ServiceError:
-    return refusal_of(error.errors(include_context=False, include_url=False), in_body=in_body)
+        raise refusal_of(error.errors(include_context=False, include_url=False)) from None
 
 
 def base64_of(vector: NDArray[np.floating]) -> str:

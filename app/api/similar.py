@@ -39,7 +39,7 @@ async def similar(request: Request, state: StateDep) -> Response:
     media_type = answers.negotiate(request, answers.JSON, answers.MSGPACK)
     with timed(state, "receive"):
         upload = await read_upload(request, state)
-    parameters = parse(SimilarParameters, upload.parameters, in_body=upload.in_body)
+    parameters = parse(SimilarParameters, upload.parameters)
     _require_one_query(upload, parameters)
     collection = await in_worker(state, collection_of_this_model, state, parameters.collection)
     data = await while_connected(request, _search(state, upload, parameters, collection))
@@ -61,11 +61,11 @@ def _require_one_query(upload: Upload, parameters: SimilarParameters) -> None:
     given = [
         name
         for name, value in (
-            ("images", upload.images),
+            ("images", upload.images or None),
             ("id", parameters.id),
             ("embedding", parameters.embedding),
         )
-        if (value if name == "images" else value is not None)
+        if value is not None
     ]
     if not given:
         raise NoImages("there is nothing to search by: send images, or `id`, or `embedding`")

@@ -44,6 +44,11 @@ def zipped() -> bytes:
     return file.getvalue()
 
 
+def npy_header(text: str) -> bytes:
+    """A .npy of no more than its head."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
 def plain(array: object) -> bytes:
     file = io.BytesIO()
     np.save(file, np.asarray(array))
@@ -126,6 +131,19 @@ def plain(array: object) -> bytes:
             id="no UTF-8",
         ),
         pytest.param(b"x", "application/x-npy", 400, "invalid_array", id="no array"),
+        pytest.param(plain(np.array(3, np.uint8)), "application/x-npy", 422, "invalid_pixels", id="0-d"),
+        *(
+            pytest.param(
+                npy_header(text), "application/x-npy", 400, "invalid_array", id=f"header {text[:10]}"
+            )
+            for text in (
+                "{'a': '''",
+                "{'a': (",
+                "(" * 9_000,
+                "{[]: 1}",
+                "{'descr': (), 'fortran_order': False, 'shape': (1,)}",
+            )
+        ),
         pytest.param(pickled(), "application/x-npy", 400, "invalid_array", id="a pickle"),
         pytest.param(zipped(), "application/x-npy", 400, "invalid_array", id="a zip archive"),
         pytest.param(
@@ -156,6 +174,21 @@ def test_parameters_may_stand_in_the_query_or_in_the_form(api: Api) -> None:
     in_query = api.http.post("/embed?encoding=base64", files=multipart([photo(1)])).json()
     assert in_form["data"] == in_query["data"]
     assert isinstance(in_form["data"][0]["embedding"], str)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/embed", {"form": 5}),
+        ("/embed", {"form": [["dtype", "float16"]]}),
+        ("/collections/default/items?ids=a", {"items": [], "ids": "x"}),
+        ("/collections/default/items?ids=a", {"items": []}),
+    ],
+)
+def test_a_json_body_has_no_members_but_its_own(api: Api, path: str, body: dict[str, object]) -> None:
+    answer = api.http.post(path, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["parameter"] in {"form", "ids"}
 
 
 def test_an_unknown_parameter_of_a_query_is_refused_by_name(api: Api) -> None:

@@ -61,7 +61,24 @@ def test_what_can_not_be_done_is_refused(
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff", b""])
+def test_a_body_that_curl_calls_a_form_is_refused_by_its_content_type(api: Api) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = api.http.post("/collections", content=b'{"name": "a"}', headers=form)
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+    assert "takes application/json" in answer.json()["detail"]
+
+
+def test_a_chunked_body_above_the_limit_is_refused_by_counting(start: StartApi) -> None:
+    api = start(max_request_bytes=2_000)
+    answer = api.http.post(
+        "/collections",
+        content=iter([b" " * 1_500] * 2),
+        headers={"Content-Type": "application/json"},
+    )
+    assert (answer.status_code, answer.json()["code"]) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"", b"[" * 100_000])
 def test_broken_json_is_refused_in_our_words(api: Api, content: bytes) -> None:
     answer = api.http.post("/collections", content=content, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_json")

@@ -111,7 +111,9 @@ def test_a_search_in_nothing_finds_nothing(start: StartApi) -> None:
     ("body", "status", "code"),
     [
         pytest.param({}, 400, "no_images", id="nothing to search by"),
-        pytest.param({"id": "a", "embedding": [1.0]}, 400, "invalid_json", id="two queries"),
+        pytest.param({"id": "a", "embedding": [1.0]}, 400, "invalid_parameter", id="two queries"),
+        pytest.param({"id": ""}, 404, "unknown_item", id="an empty id"),
+        pytest.param({"embedding": []}, 422, "invalid_vector", id="no numbers"),
         pytest.param({"id": "nobody"}, 404, "unknown_item", id="no such item"),
         pytest.param({"id": "a", "collection": "none"}, 404, "unknown_collection", id="no such collection"),
         pytest.param({"id": "a", "k": 0}, 400, "invalid_parameter", id="k of 0"),
@@ -136,9 +138,16 @@ def test_a_query_that_can_not_be_is_refused(
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
-def test_images_and_an_id_are_two_queries(filled: Api) -> None:
-    answer = filled.http.post("/similar?id=photos/1.jpg", files=multipart([photo(1)]))
+@pytest.mark.parametrize("other", ["id=photos/1.jpg", "id=", "embedding=AAAA"])
+def test_images_and_something_else_are_two_queries(filled: Api, other: str) -> None:
+    answer = filled.http.post(f"/similar?{other}", files=multipart([photo(1)]))
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter")
+
+
+def test_two_queries_in_a_form_are_named(filled: Api) -> None:
+    form = {"id": (None, b"a"), "embedding": (None, b"AACAPw==")}
+    problem = filled.http.post("/similar", files=form).json()
+    assert (problem["code"], problem["parameter"]) == ("invalid_parameter", "embedding")
 
 
 def test_a_collection_of_another_model_can_not_be_searched(
