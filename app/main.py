@@ -77,6 +77,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # ours is at /docs, without assets from other hosts
         redoc_url=None,
+        redirect_slashes=False,  # a client that doesn't follow would take the empty answer for ours
         responses=PROBLEM_RESPONSES,
         middleware=[
             Middleware(RequestContext, metrics=metrics, model=engine.model),

@@ -45,6 +45,9 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            # As GET; the server keeps the method in its own scope, and leaves the body away.
+            scope = {**scope, "method": "GET"}
         started_s = time.perf_counter()
         state = scope.setdefault("state", {})
         request_id = state["request_id"] = _request_id(Headers(scope=scope))

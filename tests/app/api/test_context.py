@@ -56,6 +56,13 @@ def test_every_request_is_counted_by_its_route_and_not_by_its_path(start: StartA
     assert "made/up" not in text
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/info", "/collections/default", "/collections/none"])
+def test_head_is_get_without_a_body(api: Api, path: str) -> None:
+    asked, got = api.http.head(path), api.http.get(path)
+    assert (asked.status_code, asked.content) == (got.status_code, b"")
+    assert asked.headers["Content-Type"] == got.headers["Content-Type"]
+
+
 def test_every_answer_has_the_headers_that_guard_browsers(api: Api) -> None:
     for path in ("/", "/info", "/nowhere"):
         headers = api.http.get(path).headers

@@ -103,6 +103,11 @@ def test_unknown_paths_and_methods_are_problems_too(api: Api) -> None:
     )
 
 
+def test_a_slash_too_many_is_an_unknown_path(api: Api) -> None:
+    answer = api.http.post("/embed/", content=b"x", headers={"Content-Type": "image/jpeg"})
+    assert (answer.status_code, answer.json()["code"]) == (404, "unknown_route")
+
+
 def test_a_problem_names_its_request_and_every_code_is_in_the_description(api: Api) -> None:
     answer = api.http.post("/embed", files=multipart([photo(1)]), params={"k": 1})
     assert answer.json()["request_id"] == answer.headers["X-Request-Id"]
