@@ -95,11 +95,7 @@ class Collections:
     def get(self, name: str) -> EmbeddedCollection:
         """The collection of a name; see `Catalogue.get`."""
         with self._lock:
-            if name in self._by_name:
-                return self._by_name[name]
-        raise UnknownCollection(
-            f"there is no collection {name[:64]!r}; create it, or see the list of collections"
-        )
+            return self._named(name)
 
     def list(self) -> list[CollectionInfo]:
         """All collections, in order of name; see `Catalogue.list`."""
@@ -108,11 +104,19 @@ class Collections:
 
     def drop(self, name: str) -> None:
         """Deletes a collection with all it has; see `Catalogue.drop`."""
-        collection = self.get(name)
         with self._lock:
+            collection = self._named(name)
             with self._store.writing() as connection:
                 self._store.drop_collection(connection, collection.cid)
-            self._by_name.pop(name, None)
+            del self._by_name[name]
+
+    def _named(self, name: str) -> EmbeddedCollection:
+        """The collection of a name; hold the lock."""
+        if name not in self._by_name:
+            raise UnknownCollection(
+                f"there is no collection {name[:64]!r}; create it, or see the list of collections"
+            )
+        return self._by_name[name]
 
     def close(self) -> None:
         """Lets go of the directory; everything acknowledged is on disk already. May be called twice."""

@@ -10,6 +10,7 @@ import pytest
 from app.errors import StorageError
 from app.search import embedded
 from app.search.collection import Item
+from app.search.embedded import EmbeddedCollection
 from app.search.library import Collections
 
 D = 8
@@ -50,6 +51,28 @@ def test_everything_is_there_after_closing_and_opening(tmp_path: Path) -> None:
         assert collection.upsert(batch[2:4], fingerprint="f") == ["unchanged"] * 2
         assert collection.upsert([batch[0]], fingerprint="f") == ["added"]
         assert collections.get("empty").search(np.ones((1, 3)), k=1) == [[]]
+
+
+def test_a_collection_made_while_its_namesake_is_dropped_is_kept_or_gone_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Collections.open(tmp_path) as collections:
+        collections.create("a", fingerprint="f", dimensions=D)
+        look_up = collections.get
+
+        def look_up_and_lose(name: str) -> EmbeddedCollection:
+            """Between looking and dropping, others drop it and make it anew."""
+            found = look_up(name)
+            collections._by_name.pop(name)
+            with collections._store.writing() as connection:
+                collections._store.drop_collection(connection, found.cid)
+            return collections.create(name, fingerprint="g", dimensions=D) and found
+
+        monkeypatch.setattr(collections, "get", look_up_and_lose)
+        collections.drop("a")
+        in_memory = [one.name for one in collections.list()]
+    with Collections.open(tmp_path) as collections:
+        assert [one.name for one in collections.list()] == in_memory
 
 
 def test_a_dropped_collection_stays_dropped(tmp_path: Path) -> None:
