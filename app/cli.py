@@ -19,7 +19,6 @@ from app.client import ClientError
 from app.errors import DirectoryInUse, ServiceError, StorageError
 from app.index_command import index_add, index_stats
 from app.indexing import NoPictures
-from app.inference.config import InferenceConfig
 from app.inference.engine import Engine
 from app.main import create_app
 from app.search.library import Collections
@@ -128,7 +127,7 @@ def _exit(status: int) -> None:
 
 def _serve(settings: Settings, bundle: Bundle, catalogue: Collections, listener: socket.socket) -> None:
     metrics = Metrics()
-    engine = Engine(bundle, _checked(settings), observer=metrics)
+    engine = Engine(bundle, settings.inference(), observer=metrics)
     app = create_app(settings, engine, catalogue, manifest=bundle.manifest, metrics=metrics)
     config = server_config(app, settings)
     server = uvicorn.Server(config)
@@ -203,13 +202,6 @@ def _device(name: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise SettingsInvalid(f"device is {name!r}, and torch finds no CUDA device here: use --device cpu")
     return name
-
-
-def _checked(settings: Settings) -> InferenceConfig:
-    try:
-        return settings.inference()
-    except ValueError as error:
-        raise SettingsInvalid(str(error)) from None
 
 
 def _say(text: str) -> None:

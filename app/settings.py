@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.inference.config import InferenceConfig
+from dino_core.decoding import PILLOW_MAX_PIXELS
 from dino_core.preprocess import ImageLimits
 
 ENV_PREFIX = "DINO_SERVE_"
@@ -117,7 +118,7 @@ class Settings(_FlagsEnvironmentFile):
     """Of a whole body."""
     max_image_bytes: int = Field(20 * 2**20, ge=1024)
     """Of one image's file."""
-    max_image_pixels: int = Field(89_478_485, ge=1)
+    max_image_pixels: int = Field(89_478_485, ge=1, le=PILLOW_MAX_PIXELS)
     """Of one image as its header declares; the default is Pillow's."""
     max_client_batch_size: int = Field(256, ge=1)
     """Images of one request."""
@@ -155,6 +156,15 @@ class Settings(_FlagsEnvironmentFile):
             )
         return self
 
+    @model_validator(mode="after")
+    def _refuse_requests_that_could_never_enter(self) -> "Settings":
+        if self.max_client_batch_size > self.max_concurrent_images:
+            raise ValueError(
+                f"max_client_batch_size ({self.max_client_batch_size}) is above max_concurrent_images "
+                f"({self.max_concurrent_images}): such a request could never enter"
+            )
+        return self
+
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the address."""
@@ -166,11 +176,7 @@ class Settings(_FlagsEnvironmentFile):
             return False
 
     def inference(self) -> InferenceConfig:
-        """The part that is the engine's.
-
-        Raises:
-            ValueError: Bounds contradict each other.
-        """
+        """The part that is the engine's."""
         return InferenceConfig(
             max_batch=self.max_batch_size,
             decode_threads=self.decode_threads,

@@ -77,6 +77,22 @@ def test_a_file_that_can_not_be_used_says_why(tmp_path: Path, content: str | Non
         load_run("--config", str(file))
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            ["--max-concurrent-images", "10"],
+            "max_client_batch_size (256) is above max_concurrent_images (10)",
+        ),
+        (["--max-image-pixels", "3000000000"], "max_image_pixels: input should be less than or equal to"),
+    ],
+)
+def test_bounds_that_can_not_be_are_said_in_the_settings_own_names(flags: list[str], says: str) -> None:
+    with pytest.raises(SettingsInvalid) as refused:
+        load(Settings, flags, prog="test")
+    assert says in str(refused.value)
+
+
 def test_an_unknown_flag_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         load_run("--prot", "1")
