@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.errors import StorageError
-from app.indexing import DEFAULT_REPORT, add_folder
+from app.indexing import DEFAULT_REPORT, add_folder, require_folder
 from app.search.library import Collections
 from app.sinks import Place, open_sink, service_at
 
@@ -34,6 +34,7 @@ def index_add(
         ServiceError: The data directory can't be used, or the collection is another model's.
         DinoError: The model can't be loaded.
     """
+    require_folder(directory)  # before a directory is made and a model loaded for it
     try:
         with open_sink(place, collection=collection) as sink:
             return add_folder(directory, sink, report=report).exit_code

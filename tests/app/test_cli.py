@@ -126,6 +126,16 @@ def test_what_can_not_be_done_is_said_and_exits_with_2(
     assert says in done.err
 
 
+def test_a_folder_that_is_not_there_is_said_before_anything_is_made(
+    dino_serve: DinoServe, tmp_path: Path
+) -> None:
+    place = ["--model", tmp_path / "none", "--data-dir", tmp_path / "data"]
+    done = dino_serve("index", "add", tmp_path / "nowhere", *place)
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert "nowhere does not exist" in done.err
+    assert not (tmp_path / "data").exists()
+
+
 def test_without_a_command_it_says_what_there_is(dino_serve: DinoServe) -> None:
     done = dino_serve()
     assert done.status == 0

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ class DictSink:
         self.batches: list[int] = []
         self.busiest = 0
         self.dies_after: int | None = None
+        self.answers_after_s = 0.005
         self._in_flight = 0
         self._lock = threading.Lock()
 
@@ -48,7 +50,7 @@ class DictSink:
             self._in_flight += 1
             self.busiest = max(self.busiest, self._in_flight)
             self.batches.append(len(uploads))
-        time.sleep(0.005)
+        time.sleep(self.answers_after_s)
         with self._lock:
             self._in_flight -= 1
         if any(b"poison" in upload.data for upload in uploads):
@@ -226,6 +228,18 @@ def test_requests_keep_to_the_limits_and_several_are_in_flight(tmp_path: Path) -
     add_folder(root, few_bytes, report=tmp_path / "report", console=quiet())
     assert max(few_bytes.batches) == 3
     assert len(few_images.uploads) == len(few_bytes.uploads) == 60
+
+
+def test_the_speed_shown_counts_every_picture_and_all_of_the_time(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    write(root, **{f"{i}.jpg": f"{i}" for i in range(8)})
+    sink = DictSink(images=4)
+    sink.answers_after_s = 0.2
+    console = quiet()
+    add_folder(root, sink, report=tmp_path / "report", console=console)  # both batches end at the same time
+    shown = re.search(r"([\d,.]+) images/s", said(console))
+    assert shown is not None
+    assert 1 < float(shown[1].replace(",", "")) <= 8 / 0.2
 
 
 def test_a_service_that_goes_away_ends_the_run_and_the_next_goes_on_where_it_was(tmp_path: Path) -> None:
