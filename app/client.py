@@ -32,6 +32,7 @@ DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _TRIES_WITHOUT_ANSWER: Final = 4
 _FIRST_PAUSE_S: Final = 0.25  # doubles: 0.25, 0.5, 1 s
 _PAGE_ITEMS: Final = 1_000
+_LONGEST_DEADLINE_S: Final = 600.0  # that the service takes
 
 Image = bytes | Path
 
@@ -172,6 +173,8 @@ class Client:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self.base_url = base_url.rstrip("/")
         self._patience_s = patience_s
+        # Told to the service, whose own default is for people who wait: a large request may take longer.
+        self._deadline = {"timeout": min(timeout_s, _LONGEST_DEADLINE_S)}
         try:
             self._http = httpx.Client(
                 base_url=self.base_url,
@@ -243,7 +246,7 @@ class Client:
         answer = self._ask(
             "POST",
             "/embed",
-            params={"encoding": "base64", "on_error": "item"},
+            params={"encoding": "base64", "on_error": "item", **self._deadline},
             files=_parts(map(_bytes, images)),
         )
         return [_failure(one) if "error" in one else _embedded(one) for one in answer["data"]]
@@ -266,7 +269,7 @@ class Client:
         answer = self._ask(
             "POST",
             f"{_path_of(collection)}/items",
-            params={"on_error": "item"},
+            params={"on_error": "item", **self._deadline},
             files=_parts(upload.data for upload in uploads),
             data=form,
         )
@@ -319,7 +322,7 @@ class Client:
             answer = self._ask("POST", "/similar", json=said | {"id": id})
         else:
             params = {name: json.dumps(value) if name == "filter" else value for name, value in said.items()}
-            params["on_error"] = "item"
+            params |= {"on_error": "item", **self._deadline}
             answer = self._ask("POST", "/similar", params=params, files=_parts([_bytes(image)]))
         (one,) = answer["data"]
         if "error" in one:

@@ -95,6 +95,20 @@ def test_an_image_that_cannot_be_added_or_searched_says_why(client: Client) -> N
     assert found.code == "unsupported_format"
 
 
+def test_a_request_has_the_time_that_the_client_waits_and_not_the_services_default(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    with (
+        running_service(bundle, tmp_path / "data", "--request-timeout-s", "0.0001") as hasty,
+        Client(hasty.url, timeout_s=60) as client,
+    ):
+        (embedded,) = client.embed([picture(1)])
+        (added,) = client.add("default", uploads(2))
+        found = client.similar(picture(3))
+    assert isinstance(embedded, Embedded)
+    assert isinstance(added, Added)
+    assert not isinstance(found, Failure)
+
+
 def test_a_refusal_is_an_error_with_its_code(client: Client) -> None:
     with pytest.raises(ServiceRefused, match="unknown_collection") as refused:
         client.add("nowhere", uploads(1))
