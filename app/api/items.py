@@ -32,6 +32,7 @@ from app.api.state import State, StateDep, collection_of_this_model, in_worker, 
 from app.errors import UnknownItem
 from app.inference.results import ImageEmbedding, ImageFailure
 from app.search.collection import Item, Json
+from app.search.rows import check_id, check_words
 from app.thumbnails import make_thumbnail
 from dino_core.errors import ImageError
 from dino_core.preprocess import ImageLimits
@@ -78,7 +79,8 @@ async def add_items(request: Request, name: str, state: StateDep) -> Response:
     collection = await in_worker(state, collection_of_this_model, state, name)
     with timed(state, "receive"):
         upload = await read_upload(request, state, lists=("ids", "metadata", "sources"))
-    additions, choice, timeout_s = _additions(upload)
+    # Off the event loop: a hundred megabytes of base64 may be in it.
+    additions, choice, timeout_s = await in_worker(state, _checked_additions, upload)
     if not additions:
         raise NoImages("the request has no picture: send files in the field `images`, or JSON `items`")
     results, thumbnails = await while_connected(request, _prepare(state, additions, timeout_s))
@@ -156,6 +158,16 @@ async def delete_item(name: str, item_id: ItemId, state: StateDep) -> Response:
     if not deleted:
         raise UnknownItem(f"collection {name!r} has no item {item_id!r}")
     return Response(status_code=204)
+
+
+def _checked_additions(upload: Upload) -> tuple[list[_Addition], OnError, float | None]:
+    """What the request says, refused by its place there, and before anything is embedded."""
+    additions, choice, timeout_s = _additions(upload)
+    for index, addition in enumerate(additions):
+        if addition.id is not None:
+            check_id(addition.id, where=f"item {index}")
+        check_words(metadata=addition.metadata, source=addition.source, where=f"item {index}")
+    return additions, choice, timeout_s
 
 
 def _additions(upload: Upload) -> tuple[list[_Addition], OnError, float | None]:

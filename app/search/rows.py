@@ -50,8 +50,8 @@ def check_items(items: Sequence[Item], *, dimensions: int) -> CheckedItems:
     for index, item in enumerate(items):
         where = f"item {index}"
         check_id(item.id, where=where)
-        _check_attributes(item, where=where)
-        metadata.append(_metadata_text(item.metadata, where=where))
+        metadata.append(check_words(metadata=item.metadata, source=item.source, where=where))
+        _check_bytes(item, where=where)
         if np.shape(item.vector) != (dimensions,):
             raise InvalidVector(_wrong_shape(np.shape(item.vector), dimensions=dimensions, where=where))
     if not items:
@@ -99,23 +99,38 @@ def check_id(item_id: str, *, where: str) -> None:
     """Refuses ids that can't be kept, shown and sorted everywhere.
 
     Raises:
-        InvalidItem: It is empty, longer than 256 bytes, or has control characters or half surrogate pairs.
+        InvalidItem: It is empty, longer than 256 bytes, has control characters or half surrogate pairs, or is
+            "." or "..", which clients take out of a URL, however it is encoded.
     """
     if not item_id or not is_storable_text(item_id) or _CONTROL.search(item_id):
         raise InvalidItem(f"the id of {where} must be text, not empty, without control characters")
+    if item_id in {".", ".."}:
+        raise InvalidItem(f"the id of {where} is {item_id!r}, which no URL can name: take another")
     size = len(item_id.encode())
     if size > MAX_ID_BYTES:
         raise InvalidItem(f"the id of {where} has {size} bytes of UTF-8; at most {MAX_ID_BYTES} can be kept")
 
 
-def _check_attributes(item: Item, *, where: str) -> None:
+def check_words(*, metadata: object, source: str | None, where: str) -> str:
+    """Refuses what is said of an item and can't be kept.
+
+    Returns:
+        The metadata as JSON text.
+
+    Raises:
+        InvalidItem: The metadata or the source can't be kept.
+    """
+    if source is not None:
+        if not is_storable_text(source):
+            raise InvalidItem(f"the source of {where} must be Unicode text without NUL")
+        if len(source.encode()) > MAX_SOURCE_BYTES:
+            raise InvalidItem(f"the source of {where} is longer than {MAX_SOURCE_BYTES} bytes")
+    return _metadata_text(metadata, where=where)
+
+
+def _check_bytes(item: Item, *, where: str) -> None:
     if item.sha256 and not _SHA256.fullmatch(item.sha256):
         raise InvalidItem(f"the sha256 of {where} must be 64 lower-case hex digits, or empty")
-    if item.source is not None:
-        if not is_storable_text(item.source):
-            raise InvalidItem(f"the source of {where} must be Unicode text without NUL")
-        if len(item.source.encode()) > MAX_SOURCE_BYTES:
-            raise InvalidItem(f"the source of {where} is longer than {MAX_SOURCE_BYTES} bytes")
     if item.thumbnail is not None and not 0 < len(item.thumbnail) <= MAX_THUMBNAIL_BYTES:
         size = len(item.thumbnail)
         raise InvalidItem(

@@ -197,6 +197,22 @@ def test_what_can_not_be_done_is_refused(
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ({"ids": ["a", "b\0"]}, "the id of item 1"),
+        ({"sources": ["a", "b\0"]}, "the source of item 1"),
+        ({"metadata": ["{}", '{"a": "\\u0000"}']}, "the metadata of item 1"),
+    ],
+)
+def test_what_can_not_be_kept_is_named_by_its_place_in_the_request(
+    empty: Api, said: dict[str, list[str]], what: str
+) -> None:
+    answer = empty.http.post(ITEMS, files=multipart([b"no picture", photo(1)]), data=said)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_item")
+    assert what in answer.json()["detail"]
+
+
 def test_pictures_do_not_join_another_models_collection(start: StartApi, other_bundle: Bundle) -> None:
     api = start()
     api.catalogue.create("theirs", fingerprint=other_bundle.manifest.fingerprint, dimensions=48)

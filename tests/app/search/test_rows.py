@@ -69,6 +69,7 @@ def test_ids_with_slashes_spaces_and_any_script_are_kept(item_id: str) -> None:
         pytest.param({"id": "a\nb"}, "control", id="newline in id"),
         pytest.param({"id": "a\0b"}, "control", id="NUL in id"),
         pytest.param({"id": "\x85"}, "control", id="C1 control in id"),
+        pytest.param({"id": ".."}, "no URL can name", id="the folder above as id"),
         pytest.param({"id": "\udc80"}, "id of item 0", id="half a surrogate pair in id"),
         pytest.param({"sha256": "ABC"}, "64 lower-case hex", id="hash"),
         pytest.param({"source": "a\0"}, "NUL", id="NUL in source"),
