@@ -341,8 +341,14 @@ def test_who_shares_an_image_still_gets_it_when_the_first_caller_leaves() -> Non
     run(scenario, embedder, stats=stats)
 
 
+def our_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("dino-")}
+
+
 def test_stop_answers_what_is_under_way_and_refuses_what_comes() -> None:
     embedder = ColourEmbedder(max_batch=2)
+
+    before = our_threads()  # other tests' services may still run in this process
 
     async def play() -> None:
         engine = Engine(embedder, InferenceConfig(decode_threads=2))
@@ -362,7 +368,7 @@ def test_stop_answers_what_is_under_way_and_refuses_what_comes() -> None:
         assert colours(await waiting) == [(value, 1, 1) for value in range(20)]
         assert colours(await busy) == [GREY]
         await stopping
-        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dino-")]
+        assert not our_threads() - before
 
     asyncio.run(asyncio.wait_for(play(), 60))
 
@@ -417,13 +423,15 @@ def test_a_model_that_fails_in_warm_up_fails_the_start_and_leaves_no_threads() -
         def launch(self, chunks: Sequence[Tensor]) -> Collect:
             raise RuntimeError("no such kernel")
 
+    before = our_threads()
+
     async def play() -> None:
         engine = Engine(Broken(), InferenceConfig(decode_threads=2))
         with pytest.raises(RuntimeError, match="no such kernel"):
             await engine.start()
         assert not engine.ready
         await engine.stop()
-        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dino-")]
+        assert not our_threads() - before
 
     asyncio.run(asyncio.wait_for(play(), 60))
 
