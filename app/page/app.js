@@ -482,10 +482,12 @@ function start() {
 }
 
 async function open() {
+  const turn = ++state.turn;
   try {
     const parameters = new URLSearchParams(location.search);
     state.collection = parameters.get("collection") ?? "default";
     await loadCollections();
+    if (turn !== state.turn) return; // a picture was chosen meanwhile, and its neighbours stay
     const id = parameters.get("id");
     if (id === null) await browse();
     else await search({ id, name: nameOf({ id }) });

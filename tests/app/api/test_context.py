@@ -17,7 +17,7 @@ class BrokenCatalogue(Collections):
     """Real collections, but for a fault in the listing."""
 
     def list(self) -> list[CollectionInfo]:
-        raise ZeroDivisionError("the secret is 42")
+        raise ZeroDivisionError("the secret is swordfish")
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def test_a_fault_of_ours_is_a_problem_that_tells_nothing(
         api = start(catalogue=catalogue)
         answer = api.http.get("/collections")
         assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
-        assert "42" not in answer.text
+        assert "swordfish" not in answer.text  # no word that a random hexadecimal id could hold
         assert "ZeroDivisionError" not in answer.text
         request_id = answer.headers["X-Request-Id"]
         assert answer.json()["request_id"] == request_id
         assert request_id in caplog.text  # with the traceback
-        assert "the secret is 42" in caplog.text
+        assert "the secret is swordfish" in caplog.text
         assert 'code="500",route="/collections"' in api.http.get("/metrics").text
 
 
