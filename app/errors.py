@@ -16,6 +16,10 @@
     ├── InvalidFilter        a filter that is malformed; `path` says where
     ├── InvalidQuery         k, offset, threshold, limit or cursor out of bounds
     ├── UnknownItem          the collection has no item of this id
+    ├── SuccessorExists      a successor of another model is being built already
+    ├── PredecessorChanged   something was written to a collection while its successor was finished
+    ├── Unsupported          the engine that keeps the collections can't do this
+    ├── InvalidImport        a Parquet file that is not one of ours, or can't be kept
     ├── StorageError         the data directory is damaged, foreign, full or newer than this program
     └── DirectoryInUse       another process has the data directory open; `pid` says which
 
@@ -161,6 +165,40 @@ class UnknownItem(ServiceError):
     """The collection has no item of this id."""
 
     code = "unknown_item"
+
+
+class SuccessorExists(ServiceError):
+    """A successor of another model is being built already.
+
+    Attributes:
+        expected: The fingerprint of the successor that is there.
+        found: The fingerprint that came.
+    """
+
+    code = "successor_exists"
+
+    def __init__(self, title: str, *, expected: str, found: str) -> None:
+        super().__init__(title)
+        self.expected = expected
+        self.found = found
+
+
+class PredecessorChanged(ServiceError):
+    """Something was written to a collection since its successor was built from it."""
+
+    code = "predecessor_changed"
+
+
+class Unsupported(ServiceError):
+    """The engine that keeps the collections can't do this; the message says what can."""
+
+    code = "unsupported"
+
+
+class InvalidImport(ServiceError):
+    """A file to import is no Parquet of ours: a column is missing, of another type, or damaged."""
+
+    code = "invalid_import"
 
 
 class StorageError(ServiceError):
