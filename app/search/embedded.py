@@ -18,11 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import FingerprintMismatch, InvalidQuery, UnknownCollection
+from app.search.candidates import Candidates
 from app.search.collection import CollectionInfo, Item, Json, Neighbour, Page, UpsertStatus
 from app.search.filter_sql import to_sql
 from app.search.filters import is_storable_text, parse_filter
-from app.search.index import Candidates, Snapshot, VectorIndex
+from app.search.index import VectorIndex
 from app.search.rows import CheckedItems, check_items, unit_vectors
+from app.search.rowset import RowSet
+from app.search.snapshot import Snapshot
 from app.search.store import CollectionRow, ItemRow, NewItem, Store
 
 MAX_RESULTS = 1_000
@@ -58,6 +61,17 @@ class EmbeddedCollection:
     def cid(self) -> int:
         """Its number in the store."""
         return self._row.cid
+
+    @property
+    def key(self) -> str:
+        """What no other collection has, whatever directory it is from."""
+        row = self._row
+        return f"{row.cid} {row.fingerprint} {row.dimensions} {row.created_at!r}"
+
+    @property
+    def index(self) -> VectorIndex:
+        """Its search in memory."""
+        return self._index
 
     @property
     def info(self) -> CollectionInfo:
@@ -200,7 +214,7 @@ class EmbeddedCollection:
         exclude_ids: Sequence[str] = (),
         exact: bool = False,
     ) -> list[list[Neighbour]]:
-        """Finds the nearest items of each query; see `Collection.search`. So far always exact."""
+        """Finds the nearest items of each query; see `Collection.search`."""
         _check_window(k=k, offset=offset, threshold=threshold)
         condition = None if filter is None else to_sql(parse_filter(filter))
         queries_QD = unit_vectors(np.asarray(vectors_QD), dimensions=self.dimensions)
@@ -211,8 +225,9 @@ class EmbeddedCollection:
             candidates = snapshot.nearest(
                 queries_QD,
                 k=offset + k,
-                only=None if only is None else np.array(only, dtype=np.int64),
+                only=None if only is None else RowSet(np.array(only, dtype=np.int64)),
                 excluded=np.array(excluded, dtype=np.int64),
+                exact=exact,
             )
             if threshold is not None:
                 candidates = [_at_least(threshold, found) for found in candidates]

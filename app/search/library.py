@@ -11,6 +11,7 @@ from app.errors import CollectionExists, InvalidCollection, UnknownCollection
 from app.search.collection import CollectionInfo
 from app.search.directory import lock_directory, prepare_database
 from app.search.embedded import GRACE_S, EmbeddedCollection
+from app.search.maintenance import Maintenance
 from app.search.store import Store
 
 MAX_DIMENSIONS = 65_536
@@ -23,8 +24,9 @@ class Collections:
     Make it with `open`; `close` it, or use it as a context manager.
     """
 
-    def __init__(self, store: Store, lock_descriptor: int) -> None:
+    def __init__(self, store: Store, maintenance: Maintenance, lock_descriptor: int) -> None:
         self._store = store
+        self._maintenance = maintenance
         self._lock_descriptor = lock_descriptor
         self._lock = threading.Lock()
         self._by_name: dict[str, EmbeddedCollection] = {}
@@ -44,7 +46,7 @@ class Collections:
         try:
             store = Store(prepare_database(data_dir))
             try:
-                collections = cls(store, lock_descriptor)
+                collections = cls(store, Maintenance(data_dir, store.writer), lock_descriptor)
                 collections._load()
             except BaseException:
                 store.close()
@@ -62,6 +64,11 @@ class Collections:
                 collection = EmbeddedCollection(row, self._store)
                 collection.load(connection)
                 self._by_name[row.name] = collection
+                self._watch(collection)
+        self._maintenance.start()
+
+    def _watch(self, collection: EmbeddedCollection) -> None:
+        self._maintenance.watch(collection.cid, collection.index, key=collection.key)
 
     def __enter__(self) -> Self:
         return self
@@ -90,6 +97,7 @@ class Collections:
                     connection, name, fingerprint=fingerprint, dimensions=dimensions, created_at=time.time()
                 )
             collection = self._by_name[name] = EmbeddedCollection(row, self._store)
+            self._watch(collection)
         return collection
 
     def get(self, name: str) -> EmbeddedCollection:
@@ -108,6 +116,7 @@ class Collections:
             collection = self._named(name)
             with self._store.writing() as connection:
                 self._store.drop_collection(connection, collection.cid)
+            self._maintenance.forget(collection.cid)
             del self._by_name[name]
 
     def _named(self, name: str) -> EmbeddedCollection:
@@ -122,6 +131,7 @@ class Collections:
         """Lets go of the directory; everything acknowledged is on disk already. May be called twice."""
         with self._lock:
             if self._lock_descriptor >= 0:
+                self._maintenance.close()
                 self._store.close()
                 os.close(self._lock_descriptor)
                 self._lock_descriptor = -1
