@@ -14,12 +14,14 @@ from typing import Final
 
 import numpy as np
 
+from app.search.chunks import Rows
 from app.search.fields import Fields
-from app.search.filter_sql import Rids, kept_by
+from app.search.filter_sql import kept_by
 from app.search.filters import Filter
-from app.search.index import Snapshot
 from app.search.items import Items
 from app.search.matching import matches
+from app.search.rowset import RowSet
+from app.search.snapshot import Snapshot
 
 MAX_BYTES: Final = 16 * 2**20  # of a collection: two filters that keep all of a million items
 _MAX_ENTRIES: Final = 256
@@ -41,7 +43,7 @@ class _Entry:
 
     since_seq: int
     covered: int
-    kept: Rids
+    kept: RowSet
     one_by_one: int
 
 
@@ -61,7 +63,7 @@ class FilterCache:
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
-    def kept(self, connection: sqlite3.Connection, snapshot: Snapshot, node: Filter) -> Rids:
+    def kept(self, connection: sqlite3.Connection, snapshot: Snapshot, node: Filter) -> RowSet:
         """The rids of a snapshot that a filter keeps, rising; with some that are dead, or aren't there yet.
 
         Args:
@@ -85,19 +87,21 @@ class FilterCache:
 
     def _asked(self, connection: sqlite3.Connection, snapshot: Snapshot, node: Filter) -> _Entry:
         kept = kept_by(connection, self._cid, node, fields=self._fields)
-        everything = rids_above(snapshot, 0)
-        return _Entry(snapshot.seq, _last(everything, 0), kept.of(everything), 0)
+        everything = snapshot.rids_above(0)
+        return _Entry(snapshot.seq, _last(everything, 0), RowSet(kept.of(everything)), 0)
 
     def _extended(
         self, connection: sqlite3.Connection, snapshot: Snapshot, node: Filter, known: _Entry
     ) -> _Entry:
-        fresh = rids_above(snapshot, known.covered)
+        fresh = snapshot.rids_above(known.covered)
         one_by_one = known.one_by_one + len(fresh)
         if one_by_one > max(_ONE_BY_ONE, _ONE_BY_ONE_SHARE * snapshot.size):
             return self._asked(connection, snapshot, node)
         texts = self._items.texts(connection, fresh.tolist()) if len(fresh) else {}
         more = [rid for rid, (_, metadata) in sorted(texts.items()) if matches(node, json.loads(metadata))]
-        kept = np.concatenate([known.kept, np.array(more, dtype=np.int64)]) if more else known.kept
+        kept = known.kept
+        if more:
+            kept = RowSet(np.concatenate([kept.rids, np.array(more, dtype=np.int64)]))
         return _Entry(snapshot.seq, _last(fresh, known.covered), kept, one_by_one)
 
     def _remember(self, key: str, entry: _Entry) -> None:
@@ -106,23 +110,11 @@ class FilterCache:
             if known is None or known.since_seq < entry.since_seq:
                 self._entries[key] = entry
                 self._entries.move_to_end(key)
-            total = sum(entry.kept.nbytes + len(key) for key, entry in self._entries.items())
+            total = sum(entry.kept.rids.nbytes + len(key) for key, entry in self._entries.items())
             while self._entries and (total > MAX_BYTES or len(self._entries) > _MAX_ENTRIES):
                 key, entry = self._entries.popitem(last=False)
-                total -= entry.kept.nbytes + len(key)
+                total -= entry.kept.rids.nbytes + len(key)
 
 
-def rids_above(snapshot: Snapshot, rid: int) -> Rids:
-    """The rids of a snapshot that came after one, dead or alive, rising."""
-    known = snapshot.rids[: snapshot.size]
-    return known[np.searchsorted(known, rid, side="right") :]
-
-
-def living(snapshot: Snapshot, rids: Rids) -> Rids:
-    """Those of some rids that live in a snapshot, rising."""
-    rows = snapshot.rows_of(rids)
-    return snapshot.rids[rows[snapshot.alive[rows]]]
-
-
-def _last(rids: Rids, default: int) -> int:
+def _last(rids: Rows, default: int) -> int:
     return int(rids[-1]) if len(rids) else default

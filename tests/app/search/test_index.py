@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.search import index as index_module
-from app.search.index import Rows, Snapshot, VectorIndex
+from app.search import chunks as chunks_module
+from app.search.chunks import Rows
+from app.search.index import VectorIndex
+from app.search.snapshot import Snapshot
 
 D = 16
 
