@@ -136,7 +136,8 @@ def _damage() -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         raise InvalidImport(
-            "the file is not a whole Parquet file: it is cut short, damaged, or of another kind; export it again"
+            "the file is not a whole Parquet file: it is cut short, damaged, or of another kind; export it "
+            "again"
         ) from error
 
 
@@ -145,9 +146,9 @@ def _refuse_claims(metadata: pq.FileMetaData, size_bytes: int) -> None:
         group = metadata.row_group(index)
         if not (0 <= group.num_rows <= _MAX_GROUP_ROWS and 0 <= group.total_byte_size <= _MAX_GROUP_BYTES):
             raise InvalidImport(
-                f"the row group {index} claims {group.num_rows:,} rows in {group.total_byte_size:,} bytes; at "
-                f"most {_MAX_GROUP_ROWS:,} rows and {_MAX_GROUP_BYTES:,} bytes are read at once: write smaller "
-                "row groups"
+                f"the row group {index} claims {group.num_rows:,} rows in {group.total_byte_size:,} bytes; "
+                f"at most {_MAX_GROUP_ROWS:,} rows and {_MAX_GROUP_BYTES:,} bytes are read: write smaller "
+                "groups"
             )
     claimed = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
     if claimed > _MAX_EXPANSION * size_bytes or metadata.num_rows > _MAX_EXPANSION * size_bytes:
@@ -230,8 +231,8 @@ def _existing(catalogue: Catalogue, name: str, said: _Said) -> Collection | None
         return None
     if collection.fingerprint != said.fingerprint:
         raise FingerprintMismatch(
-            f"the collection {collection.name!r} holds vectors of the model {collection.fingerprint}; those of "
-            f"the file are of {said.fingerprint}. Import it into another collection",
+            f"the collection {collection.name!r} holds vectors of the model {collection.fingerprint}; those "
+            f"of the file are of {said.fingerprint}. Import it into another collection",
             expected=collection.fingerprint,
             found=said.fingerprint,
         )
@@ -262,7 +263,8 @@ def _batches(
         row += batch.num_rows
     if row != parquet.metadata.num_rows:
         raise InvalidImport(
-            f"the file claims {parquet.metadata.num_rows:,} rows and has {row:,}: it is damaged; export it again"
+            f"the file claims {parquet.metadata.num_rows:,} rows and has {row:,}: it is damaged; export it "
+            "again"
         )
 
 

@@ -1,4 +1,4 @@
-"""A collection to a Parquet file and back: equal bit for bit, readable by others, and nothing hostile gets in."""
+"""A collection to a Parquet file and back: equal bit for bit, read by others, and nothing hostile gets in."""
 
 import io
 import json
@@ -431,17 +431,17 @@ def test_a_file_that_claims_to_be_huge_is_refused_at_once(
 def test_a_bomb_is_refused_by_what_it_expands_to(catalogue: Collections) -> None:
     table = pa.table(
         {
-            "id": pa.array(["same"] * 500_000).dictionary_encode().cast(pa.string()),
-            "vector": pa.array([[1.0] * 8] * 500_000, pa.list_(pa.float32(), 8)),
-            "metadata": ["{}"] * 500_000,
-            "sha256": pa.nulls(500_000, pa.string()),
-            "source": ["x" * 4_000] * 500_000,
+            "id": pa.array(["same"] * 20_000).dictionary_encode().cast(pa.string()),
+            "vector": pa.array([[1.0] * 8] * 20_000, pa.list_(pa.float32(), 8)),
+            "metadata": ["{}"] * 20_000,
+            "sha256": pa.nulls(20_000, pa.string()),
+            "source": ["x" * 4_000] * 20_000,
         },
         metadata={b"dinoserve": json.dumps(metadata_with(dimensions=8)).encode()},
     )
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd", use_dictionary=False)
-    assert len(file.getvalue()) < 10e6
+    assert len(file.getvalue()) < 1e6
     with pytest.raises(InvalidImport, match="claims"):
         import_collection(catalogue, "new", file)
 
