@@ -1,13 +1,12 @@
 """Snapshots: copies of all collections in one file, and collections read back out of them.
 
-A snapshot is a database as `app.search.schema` has it, of one moment. It is only read here, never changed, and
-nothing in it is believed: its header, its pages and its vectors are checked before a collection is touched.
+A snapshot is a database as `app.search.schema` has it, of one moment. It is only read here, never changed,
+and nothing in it is believed: its header, its pages and its vectors are checked.
 """
 
 import contextlib
 import json
 import re
-import shutil
 import sqlite3
 import threading
 import time
@@ -20,8 +19,7 @@ import numpy as np
 
 from app.errors import StorageError, UnknownCollection, UnknownSnapshot
 from app.search.collection import Catalogue, CollectionInfo, Item
-from app.search.directory import APPLICATION_ID, DATABASE_NAME, SCHEMA_VERSION, lock_directory
-from app.search.whole_file import whole_file
+from app.search.schema import APPLICATION_ID, SCHEMA_VERSION
 
 SUFFIX: Final = ".sqlite"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.sqlite")
@@ -212,14 +210,15 @@ class SnapshotFile:
         """
         rows = self._connection.execute(
             "SELECT i.id, i.metadata, i.sha256, i.source, v.vector, t.webp FROM items i"
-            " JOIN collections c USING (cid) LEFT JOIN vectors v USING (rid) LEFT JOIN thumbnails t USING (rid)"
+            " JOIN collections c USING (cid)"
+            " LEFT JOIN vectors v USING (rid) LEFT JOIN thumbnails t USING (rid)"
             " WHERE c.name = ? AND i.deleted_at IS NULL ORDER BY i.rid",
             (info.name,),
         )
         while batch := rows.fetchmany(_BATCH_ITEMS):
             yield [self._item(*row, dimensions=info.dimensions) for row in batch]
 
-    def _item(  # noqa: PLR0913 - a row's columns
+    def _item(
         self,
         item_id: str,
         metadata: str,
@@ -265,38 +264,10 @@ def _check_header(path: Path) -> None:
     journal = path.with_name(f"{path.name}-wal")
     if journal.exists() and journal.stat().st_size > 0:
         raise StorageError(
-            f"{path} has a journal beside it ({journal.name}): it was copied from a directory in use and is no "
-            "snapshot. Put both into a directory of their own, and open that"
+            f"{path} has a journal beside it ({journal.name}): it was copied from a directory in use, and is "
+            "no snapshot. Put both into a directory of their own, and open that"
         )
 
 
 def _damaged(path: Path) -> str:
     return f"the snapshot {path} is damaged (cut short, or overwritten): take another"
-
-
-def restore_directory(snapshot: Path, data_dir: Path) -> list[CollectionInfo]:
-    """Makes a directory of collections from a snapshot.
-
-    Args:
-        snapshot: Of the whole of another one.
-        data_dir: Without collections; made if it isn't there.
-
-    Returns:
-        What it has now.
-
-    Raises:
-        StorageError: The snapshot is damaged or no snapshot, or the directory has collections.
-        DirectoryInUse: A process has the directory.
-    """
-    with SnapshotFile.open(snapshot) as opened:
-        opened.check()
-        collections = opened.collections()
-    with lock_directory_for_a_while(data_dir):
-        database = data_dir / DATABASE_NAME
-        if any(data_dir.glob(f"{DATABASE_NAME}*")):
-            raise StorageError(
-                f"{data_dir} has collections already: name an empty directory, or one collection to restore"
-            )
-        with snapshot.open("rb") as source, whole_file(database) as file:
-            shutil.copyfileobj(source, file, 2**20)
-    return collections

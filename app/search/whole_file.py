@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.errors import StorageError
+from app.search.directory import sync_directory
 
 
 @contextlib.contextmanager
@@ -32,12 +33,3 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-
-
-def sync_directory(path: Path) -> None:
-    """Puts a directory's names on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
