@@ -29,6 +29,12 @@ class _Job:
             target=self._run, kwargs={"skip_failed": skip_failed}, name="reindex", daemon=True
         )
 
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """Before and after; a collection of another one has the name since, and this tells nothing of it."""
+        progress = self.reindex.progress
+        return progress.from_fingerprint, progress.to_fingerprint
+
     def _run(self, *, skip_failed: bool) -> None:
         try:
             ended = self.reindex.run(skip_failed=skip_failed)
@@ -73,7 +79,7 @@ class ReindexJobs:
         with self._lock:
             name = self._catalogue.get(name).name
             if name in self._rebuilt:
-                raise _busy(name, self._engine.model.fingerprint)
+                raise self._busy(name)
             running = self._jobs.get(name)
             if running is not None and running.thread.is_alive():
                 return running.reindex.progress
@@ -99,7 +105,7 @@ class ReindexJobs:
         collection = self._catalogue.get(name)
         with self._lock:
             job, cancelled = self._jobs.get(collection.name), self._cancelled.get(collection.name)
-        if job is not None:
+        if job is not None and collection.fingerprint in job.fingerprints:
             return job.reindex.progress
         (info,) = (info for info in self._catalogue.list() if info.name == collection.name)
         there = self._of_successor(info)
@@ -116,7 +122,7 @@ class ReindexJobs:
         name = collection.name
         with self._lock:
             if name in self._rebuilt:
-                raise _busy(name, collection.fingerprint)
+                raise self._busy(name)
             job = self._jobs.get(name)
         before = self.progress(name)
         if job is not None:
@@ -145,7 +151,7 @@ class ReindexJobs:
             )
             running = self._jobs.get(name)
             if name in self._rebuilt or (running is not None and running.thread.is_alive()):
-                raise _busy(name, self._engine.model.fingerprint)
+                raise self._busy(name)
             self._rebuilt.add(name)
         try:
             yield
@@ -181,10 +187,11 @@ class ReindexJobs:
             of=info.items,
         )
 
-
-def _busy(name: str, found: str) -> SuccessorExists:
-    return SuccessorExists(
-        f"the collection {name!r} is being rebuilt at the moment: wait until that is done, or cancel it",
-        expected="",
-        found=found,
-    )
+    def _busy(self, name: str) -> SuccessorExists:
+        successor = {info.name: info.successor for info in self._catalogue.list()}.get(name)
+        served = self._engine.model.fingerprint
+        return SuccessorExists(
+            f"the collection {name!r} is being rebuilt at the moment: wait until that is done, or cancel it",
+            expected=served if successor is None else successor.fingerprint,
+            found=served,
+        )

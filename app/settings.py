@@ -115,7 +115,9 @@ class Settings(_FlagsEnvironmentFile):
     """Origins of other sites whose pages may call, say https://photos.example.org."""
 
     max_request_bytes: int = Field(100 * 2**20, ge=1024)
-    """Of a whole body."""
+    """Of a whole body, but for a file to import."""
+    max_import_bytes: int = Field(64 * 2**30, ge=1024)
+    """Of a Parquet file to import; it waits on the data directory's disk until all of it is here."""
     max_image_bytes: int = Field(20 * 2**20, ge=1024)
     """Of one image's file."""
     max_image_pixels: int = Field(89_478_485, ge=1, le=PILLOW_MAX_PIXELS)
