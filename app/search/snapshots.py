@@ -21,6 +21,7 @@ from app.errors import StorageError, UnknownCollection, UnknownSnapshot
 from app.search.collection import Catalogue, CollectionInfo, Item
 from app.search.schema import APPLICATION_ID, SCHEMA_VERSION
 
+SNAPSHOTS_FOLDER: Final = "snapshots"  # below a data directory
 SUFFIX: Final = ".sqlite"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.sqlite")
 _BATCH_ITEMS = 256
