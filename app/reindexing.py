@@ -295,56 +295,64 @@ class Reindex:
 
     def _make(self, items: list[Item]) -> list[FailedItem]:
         """Embeds items and writes them; returns those that failed, none of which the successor has then."""
+        pictures: list[_Picture] = []
         failures: list[FailedItem] = []
-        pictures: list[tuple[Item, bytes, bool]] = []
         for item in items:
             if self._stop.is_set():
                 raise Stopped
-            found = self._picture(item)
-            if found is None:
+            picture = self._picture(item)
+            if picture is None:
                 failures.append(FailedItem(id=item.id, code="no_picture", title=_NO_PICTURE))
             else:
-                pictures.append((item, *found))
+                pictures.append(picture)
+        results = self._embed([picture.data for picture in pictures], self._stop) if pictures else []
         made: list[Item] = []
-        from_thumbnails = 0
-        results = self._embed([data for _, data, _ in pictures], self._stop) if pictures else []
-        for (item, data, is_source), result in zip(pictures, results, strict=True):
+        from_source = 0
+        for picture, result in zip(pictures, results, strict=True):
             if isinstance(result, ImageFailure):
-                failures.append(FailedItem(id=item.id, code=result.code, title=result.title))
+                failures.append(FailedItem(id=picture.item.id, code=result.code, title=result.title))
             else:
-                made.append(self._item(item, result, data if is_source else None))
-                from_thumbnails += not is_source
+                made.append(_made(picture, result))
+                from_source += picture.is_source
         if failures:
             self._new.delete([failure.id for failure in failures])
         if made:
             self._new.upsert(made, fingerprint=self._model.fingerprint)
-        self._advance(
-            done=len(made), from_source=len(made) - from_thumbnails, from_thumbnails=from_thumbnails
-        )
+        self._advance(done=len(made), from_source=from_source, from_thumbnails=len(made) - from_source)
         return failures
 
-    def _picture(self, item: Item) -> tuple[bytes, bool] | None:
-        """The picture of an item, and whether it is the source's."""
+    def _picture(self, item: Item) -> "_Picture | None":
+        thumbnail = self._old.thumbnail(item.id)
         if item.source is not None and item.sha256:
             data = read_source(item.source, sha256=item.sha256, max_bytes=self._max_image_bytes)
             if data is not None:
-                return data, True
-        thumbnail = self._old.thumbnail(item.id)
-        return None if thumbnail is None else (thumbnail, False)
+                return _Picture(item, data, thumbnail, is_source=True)
+        return None if thumbnail is None else _Picture(item, thumbnail, thumbnail, is_source=False)
 
-    def _item(self, old: Item, result: ImageEmbedding, source_bytes: bytes | None) -> Item:
-        thumbnail = self._old.thumbnail(old.id)
-        if thumbnail is None and source_bytes is not None:
-            with contextlib.suppress(ImageError):  # an item without a thumbnail is better than none
-                thumbnail = make_thumbnail(source_bytes)
-        return Item(
-            id=old.id,
-            vector=result.embedding,
-            metadata=old.metadata,
-            sha256=old.sha256,
-            source=old.source,
-            thumbnail=thumbnail,
-        )
+
+@dataclass(frozen=True)
+class _Picture:
+    """What an item is made from. The thumbnail is read once: an item may change while it is embedded."""
+
+    item: Item
+    data: bytes
+    thumbnail: bytes | None
+    is_source: bool
+
+
+def _made(picture: _Picture, result: ImageEmbedding) -> Item:
+    thumbnail = picture.thumbnail
+    if thumbnail is None:
+        with contextlib.suppress(ImageError):  # an item without a thumbnail is better than none
+            thumbnail = make_thumbnail(picture.data)
+    return Item(
+        id=picture.item.id,
+        vector=result.embedding,
+        metadata=picture.item.metadata,
+        sha256=picture.item.sha256,
+        source=picture.item.source,
+        thumbnail=thumbnail,
+    )
 
 
 _NO_PICTURE: Final = (

@@ -14,22 +14,13 @@ import httpx
 
 from app.client import Client, path_of
 from app.search.parquet import MEDIA_TYPE
+from app.search.parquet_import import Imported
+from app.search.restoring import Restored
 from app.search.whole_file import whole_file
 
 _CHUNK_BYTES: Final = 2**20
 # How long such work takes is for the service to say: it is never cut off here.
 _PATIENT: Final = httpx.Timeout(None, connect=5.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportedFile:
-    """What became of a file."""
-
-    collection: str
-    created: bool
-    added: int
-    updated: int
-    unchanged: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +38,6 @@ class StoredSnapshot:
     created_at: float
     collections: dict[str, int]
     problem: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RestoredCollection:
-    """A collection that came out of a snapshot.
-
-    Attributes:
-        previous: Which name the collection has now that had the name before.
-    """
-
-    collection: str
-    items: int
-    previous: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +91,7 @@ class Upkeep:
 
     def import_file(
         self, collection: str, file: Path, *, sent: Callable[[int], object] = lambda _: None
-    ) -> ImportedFile:
+    ) -> Imported:
         """Sends a Parquet file; the collection is made if it isn't there.
 
         Args:
@@ -133,7 +111,7 @@ class Upkeep:
                 headers={"Content-Type": MEDIA_TYPE, "Content-Length": str(file.stat().st_size)},
                 timeout=_PATIENT,
             )
-        return ImportedFile(**{name: answer[name] for name in ImportedFile.__dataclass_fields__})
+        return Imported(**{name: answer[name] for name in Imported.__dataclass_fields__})
 
     def make_snapshot(self) -> StoredSnapshot:
         """Copies all collections into a file that the service keeps."""
@@ -155,7 +133,7 @@ class Upkeep:
         """Deletes a snapshot."""
         self._client.ask("DELETE", f"/snapshots/{quote(name, safe='')}")
 
-    def restore(self, snapshot: str, collection: str, *, as_name: str | None = None) -> RestoredCollection:
+    def restore(self, snapshot: str, collection: str, *, as_name: str | None = None) -> Restored:
         """Puts a collection of a snapshot in place of the one that has its name, or makes another of it.
 
         Args:
@@ -170,9 +148,7 @@ class Upkeep:
             json={"collection": collection} | ({} if as_name is None else {"as": as_name}),
             timeout=_PATIENT,
         )
-        return RestoredCollection(
-            collection=answer["collection"], items=answer["items"], previous=answer["previous"]
-        )
+        return Restored(**{name: answer[name] for name in Restored.__dataclass_fields__})
 
     def aliases(self) -> dict[str, str]:
         """Alias -> collection."""

@@ -92,7 +92,7 @@ def unit_vectors(vectors_ND: npt.NDArray[np.floating], *, dimensions: int, what:
         )
     wide_ND /= largest_N[:, None]
     lengths_N = np.linalg.norm(wide_ND, axis=1)
-    unit_ND = (wide_ND / lengths_N[:, None]).astype(np.float32)
+    unit_ND: Vector = (wide_ND / lengths_N[:, None]).astype(np.float32)
     if vectors_ND.dtype == np.float32:
         done_N = np.abs(largest_N * lengths_N - 1.0) <= _ROUNDED_UNIT_LENGTH
         unit_ND[done_N] = vectors_ND[done_N]

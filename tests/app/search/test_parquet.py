@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -175,7 +175,12 @@ def test_an_export_needs_memory_for_some_items_and_not_for_all(catalogue: Collec
     for start in range(0, 6_000, 500):
         collection.upsert(
             [
-                Item(id=f"{start + n}", vector=rng.random(8), metadata={}, thumbnail=rng.bytes(20_000))
+                Item(
+                    id=f"{start + n}",
+                    vector=rng.random(8).astype(np.float32),
+                    metadata={},
+                    thumbnail=rng.bytes(20_000),
+                )
                 for n in range(500)
             ],
             fingerprint="f",
@@ -195,7 +200,7 @@ def test_writing_goes_on_during_an_export(catalogue: Collections) -> None:
     data = [next(chunks)]
     everything = [item.id for item in items_of(9_000)]
     photos.delete(everything[-10:])
-    photos.upsert([Item(id="z", vector=np.ones(D), metadata={})], fingerprint="sha256:f")
+    photos.upsert([Item(id="z", vector=np.ones(D, np.float32), metadata={})], fingerprint="sha256:f")
     data += list(chunks)
     table = pq.read_table(io.BytesIO(b"".join(data)))
     assert table.column("id").to_pylist() == [*everything[:-10], "z"]
