@@ -20,9 +20,10 @@ from app.errors import DirectoryInUse, ServiceError, StorageError
 from app.index_command import index_add, index_stats
 from app.indexing import NoPictures
 from app.inference.engine import Engine
+from app.lifecycle_command import LIFECYCLE_COMMANDS
 from app.main import create_app
 from app.search.library import Collections
-from app.settings import IndexAddSettings, IndexSettings, Settings, SettingsInvalid, load
+from app.settings import IndexAddSettings, IndexPlaceSettings, IndexSettings, Settings, SettingsInvalid, load
 from app.sinks import Place
 from app.telemetry import Metrics, set_up_logs
 from dino_core.bundle import Bundle, load_bundle
@@ -34,6 +35,12 @@ dino-serve: embeddings and neighbours of pictures, from a bundle in models/
   dino-serve run [--model models/default] [--port 8000]   serve it; the page is at http://127.0.0.1:8000
   dino-serve index add DIR [--collection default]         add a folder of pictures to a collection
   dino-serve index stats                                  show the collections
+  dino-serve index export FILE.parquet                    write a collection to a file, and from a file:
+  dino-serve index import FILE.parquet
+  dino-serve index snapshot [--to FILE]                   copy all collections at one moment, and back:
+  dino-serve index restore FILE [--collection default]
+  dino-serve index reindex [--collection default]         embed a collection anew with another model
+  dino-serve index rescue DIR --to NEW                    save what can be saved of a damaged directory
 
 Each command has --help. Settings can also be environment variables (DINO_SERVE_PORT), or in a TOML file."""
 
@@ -72,6 +79,8 @@ def _dispatch(arguments: list[str]) -> None:
             _exit(_index_add(load(IndexAddSettings, flags, prog="dino-serve index add")))
         case ["index", "stats", *flags]:
             _exit(_index_stats(load(IndexSettings, flags, prog="dino-serve index stats")))
+        case ["index", command, *flags] if command in LIFECYCLE_COMMANDS:
+            _exit(LIFECYCLE_COMMANDS[command](flags, _place))
         case [] | ["-h" | "--help"]:
             _say(_USAGE)
         case [command, *_]:
@@ -110,7 +119,7 @@ def _index_stats(settings: IndexSettings) -> int:
     return index_stats(_place(settings))
 
 
-def _place(settings: IndexSettings) -> Place:
+def _place(settings: IndexPlaceSettings) -> Place:
     return Place(
         server=settings.server,
         api_key=read_api_keys(settings.api_key_file)[0] if settings.api_key_file else None,

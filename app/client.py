@@ -13,6 +13,7 @@ broke: nothing here is done twice by being sent twice. What can go wrong:
 """
 
 import base64
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,10 +32,12 @@ from app.search.collection import Json, UpsertStatus
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _TRIES_WITHOUT_ANSWER: Final = 4
 _FIRST_PAUSE_S: Final = 0.25  # doubles: 0.25, 0.5, 1 s
+_NO_CONTENT: Final = 204
 _PAGE_ITEMS: Final = 1_000
 _LONGEST_DEADLINE_S: Final = 600.0  # that the service takes
 
 Image = bytes | Path
+_Method = Literal["GET", "POST", "PUT", "DELETE"]
 
 
 class ClientError(Exception):
@@ -268,7 +271,7 @@ class Client:
             form["sources"] = sources
         answer = self._ask(
             "POST",
-            f"{_path_of(collection)}/items",
+            f"{path_of(collection)}/items",
             params={"on_error": "item", **self._deadline},
             files=_parts(upload.data for upload in uploads),
             data=form,
@@ -283,7 +286,7 @@ class Client:
         cursor: str | None = None
         while True:
             params: dict[str, Any] = {"limit": _PAGE_ITEMS} | ({} if cursor is None else {"cursor": cursor})
-            page = self._ask("GET", f"{_path_of(collection)}/items", params=params)
+            page = self._ask("GET", f"{path_of(collection)}/items", params=params)
             for one in page["data"]:
                 yield StoredItem(id=one["id"], sha256=one["sha256"], metadata=one["metadata"])
             cursor = page["next_cursor"]
@@ -332,8 +335,41 @@ class Client:
             for found in one["neighbours"]
         ]
 
-    def _ask(self, method: Literal["GET", "POST"], path: str, *, retry: bool = True, **request: Any) -> Any:  # noqa: ANN401 - JSON, and httpx's arguments
-        """One answer's JSON, asked for again for as long as it makes sense."""
+    def ask(self, method: _Method, path: str, *, retry: bool = True, **request: Any) -> Any:  # noqa: ANN401 - JSON, and httpx's arguments
+        """One answer's JSON, of a route that has no method here; None where it has none.
+
+        Args:
+            method: Of HTTP.
+            path: Say `/aliases`.
+            retry: Whether it may be sent twice, to wait for a service that is away or busy.
+            request: As httpx takes it.
+
+        Raises:
+            NoService: Nobody answers, or not a dinoserve.
+            ServiceRefused: The service answered with an error.
+        """
+        return self._ask(method, path, retry=retry, **request)
+
+    @contextlib.contextmanager
+    def stream(self, path: str, **request: Any) -> Iterator[Iterator[bytes]]:  # noqa: ANN401 - httpx's arguments
+        """An answer of any size, piece by piece, for as long as the block lasts.
+
+        Raises:
+            NoService: Nobody answers, or the connection broke before the end.
+            ServiceRefused: The service answered with an error.
+        """
+        try:
+            with self._http.stream("GET", path, **request) as response:
+                if not response.is_success:
+                    response.read()
+                    self._answer(response)
+                yield response.iter_bytes()
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            raise NoService(f"{self.base_url} did not answer to the end ({reason})") from None
+
+    def _ask(self, method: _Method, path: str, *, retry: bool = True, **request: Any) -> Any:  # noqa: ANN401 - JSON, and httpx's arguments
+        """One answer's JSON, asked for again for as long as it makes sense; None where it has none."""
         give_up_s = time.monotonic() + self._patience_s
         tries_left = _TRIES_WITHOUT_ANSWER if retry else 1
         pause_s = _FIRST_PAUSE_S
@@ -352,7 +388,7 @@ class Client:
                 continue
             wait_s = _asked_to_wait_s(response) if retry else None
             if wait_s is None or time.monotonic() + wait_s > give_up_s:
-                return self._answer(response)
+                return None if response.status_code == _NO_CONTENT else self._answer(response)
             time.sleep(wait_s)
 
     def _answer(self, response: httpx.Response) -> Any:  # noqa: ANN401 - JSON
@@ -390,7 +426,8 @@ def _parts(images: Iterable[bytes]) -> list[tuple[str, tuple[str, bytes, str]]]:
     return [("images", ("image", data, "application/octet-stream")) for data in images]
 
 
-def _path_of(collection: str) -> str:
+def path_of(collection: str) -> str:
+    """Of a collection's routes."""
     return f"/collections/{quote(collection, safe='')}"
 
 

@@ -20,6 +20,8 @@
     ├── PredecessorChanged   something was written to a collection while its successor was finished
     ├── Unsupported          the engine that keeps the collections can't do this
     ├── InvalidImport        a Parquet file that is not one of ours, or can't be kept
+    ├── UnknownSnapshot      no snapshot has this name
+    ├── NothingToReindex     the collection's vectors are of the model that is served
     ├── StorageError         the data directory is damaged, foreign, full or newer than this program
     └── DirectoryInUse       another process has the data directory open; `pid` says which
 
@@ -199,6 +201,18 @@ class InvalidImport(ServiceError):
     """A file to import is no Parquet of ours: a column is missing, of another type, or damaged."""
 
     code = "invalid_import"
+
+
+class UnknownSnapshot(ServiceError):
+    """No snapshot has this name."""
+
+    code = "unknown_snapshot"
+
+
+class NothingToReindex(ServiceError):
+    """The collection's vectors are already of the model that is served."""
+
+    code = "nothing_to_reindex"
 
 
 class StorageError(ServiceError):

@@ -1,5 +1,6 @@
 """Puts the parts together. Importing this does nothing: `create_app` is the one function that wires."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,19 @@ from importlib.metadata import version
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.middleware import Middleware
 
-from app.api import collections, embed, health, info, items, problems, similar
+from app.api import (
+    aliases,
+    collections,
+    embed,
+    health,
+    info,
+    items,
+    problems,
+    reindex,
+    similar,
+    snapshots,
+    transfer,
+)
 from app.api.context import RequestContext
 from app.api.guard import BodyLimit, EncodedItemPaths, Guard, read_api_keys
 from app.api.openapi import PROBLEM_RESPONSES, describe_problems
@@ -18,7 +31,9 @@ from app.api.state import State, expect_fingerprint
 from app.errors import UnknownCollection
 from app.inference.engine import Engine
 from app.inference.threads import cpu_budget
+from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
+from app.search.snapshots import SNAPSHOTS_FOLDER, Snapshots
 from app.settings import Settings
 from app.telemetry import Metrics
 from dino_core.bundle import Manifest
@@ -57,6 +72,9 @@ def create_app(
         await engine.start()
         # Twice the cores: half of this work waits for the disk.
         workers = ThreadPoolExecutor(2 * cpu_budget(), thread_name_prefix="dino-worker")
+        bulk = ThreadPoolExecutor(1, thread_name_prefix="dino-bulk")
+        loop = asyncio.get_running_loop()
+        reindex_jobs = ReindexJobs(catalogue, engine, loop)
         try:
             yield State(
                 settings=settings,
@@ -65,9 +83,14 @@ def create_app(
                 catalogue=catalogue,
                 metrics=metrics,
                 workers=workers,
+                bulk=bulk,
+                snapshots=Snapshots(settings.data_dir / SNAPSHOTS_FOLDER),
+                reindex_jobs=reindex_jobs,
             )
         finally:
+            await loop.run_in_executor(None, reindex_jobs.stop)  # it needs the loop, and the engine
             await engine.stop()
+            bulk.shutdown()
             workers.shutdown()
 
     app = FastAPI(
@@ -86,13 +109,17 @@ def create_app(
                 settings=settings,
                 api_keys=read_api_keys(settings.api_key_file) if settings.api_key_file else (),
             ),
-            Middleware(BodyLimit, max_bytes=settings.max_request_bytes),
+            Middleware(
+                BodyLimit,
+                max_bytes=settings.max_request_bytes,
+                max_import_bytes=settings.max_import_bytes,
+            ),
             Middleware(EncodedItemPaths),
         ],
     )
     problems.install(app)
     api = APIRouter(dependencies=[Depends(expect_fingerprint)])
-    for resource in (embed, similar, collections, items, info):
+    for resource in (embed, similar, collections, items, transfer, reindex, aliases, snapshots, info):
         api.include_router(resource.router)
     app.include_router(api)
     app.include_router(health.router)

@@ -57,15 +57,13 @@ class _FlagsEnvironmentFile(BaseSettings):
 AnySettings = TypeVar("AnySettings", bound=_FlagsEnvironmentFile)
 
 
-class IndexSettings(_FlagsEnvironmentFile):
-    """What `dino-serve index` can be told."""
+class IndexPlaceSettings(_FlagsEnvironmentFile):
+    """What every `dino-serve index` can be told: where the collections are."""
 
     model_config = SettingsConfigDict(
         **_COMMON | {"extra": "ignore"}
     )  # the file has the service's settings too
 
-    collection: str = "default"
-    """Made if it isn't there."""
     server: str | None = None
     """A service's address; without one: http://127.0.0.1:8000 if it answers, otherwise --data-dir."""
     data_dir: Path = Path("data")
@@ -76,10 +74,17 @@ class IndexSettings(_FlagsEnvironmentFile):
     """auto, cpu, cuda, or cuda:N, if no service runs."""
     api_key_file: Path | None = None
     """File whose first key is sent to the service."""
-    report: Path = Path("index-failures.jsonl")
-    """Where pictures that could not be added are named, one JSON line each."""
     config: Path | None = None
     """A TOML file with any of these settings, its keys spelled with underscores."""
+
+
+class IndexSettings(IndexPlaceSettings):
+    """What `dino-serve index` can be told of a collection."""
+
+    collection: str = "default"
+    """Made if it isn't there."""
+    report: Path = Path("index-failures.jsonl")
+    """Where pictures that could not be added are named, one JSON line each."""
 
 
 class IndexAddSettings(IndexSettings):
@@ -87,6 +92,62 @@ class IndexAddSettings(IndexSettings):
 
     directory: CliPositionalArg[Path]
     """A folder of pictures, flat or nested."""
+
+
+class IndexExportSettings(IndexPlaceSettings):
+    """What `dino-serve index export` can be told."""
+
+    file: CliPositionalArg[Path]
+    """The Parquet file to write; one that is there is replaced once the new one is whole."""
+    collection: str = "default"
+    """Which to export."""
+    thumbnails: bool = True
+    """Whether there is a column of them."""
+
+
+class IndexImportSettings(IndexPlaceSettings):
+    """What `dino-serve index import` can be told."""
+
+    file: CliPositionalArg[Path]
+    """A Parquet file that was exported."""
+    collection: str = "default"
+    """Made if it isn't there; what it has beside the file's items stays."""
+
+
+class IndexSnapshotSettings(IndexPlaceSettings):
+    """What `dino-serve index snapshot` can be told."""
+
+    to: Path | None = None
+    """The file to write; empty: one below the data directory, named after the time."""
+
+
+class IndexRestoreSettings(IndexPlaceSettings):
+    """What `dino-serve index restore` can be told."""
+
+    file: CliPositionalArg[Path]
+    """A snapshot: a file, or the name of one below the data directory or of the service."""
+    collection: str | None = None
+    """Which to restore, in place of the one that has its name. Empty: all, into a new data directory."""
+    as_name: str | None = None
+    """The name of a collection to make of it instead."""
+
+
+class IndexRescueSettings(IndexPlaceSettings):
+    """What `dino-serve index rescue` can be told."""
+
+    directory: CliPositionalArg[Path]
+    """A damaged data directory; it is only read."""
+    to: Path
+    """A new data directory, for what can be saved."""
+
+
+class IndexReindexSettings(IndexPlaceSettings):
+    """What `dino-serve index reindex` can be told."""
+
+    collection: str = "default"
+    """Which to embed anew: with the model that the service serves, or with --model if no service runs."""
+    skip_failed: bool = False
+    """Leave out what has no picture any more; otherwise it keeps the new embeddings from being used."""
 
 
 class Settings(_FlagsEnvironmentFile):
@@ -115,7 +176,9 @@ class Settings(_FlagsEnvironmentFile):
     """Origins of other sites whose pages may call, say https://photos.example.org."""
 
     max_request_bytes: int = Field(100 * 2**20, ge=1024)
-    """Of a whole body."""
+    """Of a whole body, but for a file to import."""
+    max_import_bytes: int = Field(64 * 2**30, ge=1024)
+    """Of a Parquet file to import; it waits on the data directory's disk until all of it is here."""
     max_image_bytes: int = Field(20 * 2**20, ge=1024)
     """Of one image's file."""
     max_image_pixels: int = Field(89_478_485, ge=1, le=PILLOW_MAX_PIXELS)

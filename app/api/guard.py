@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ _CHANGES_NOTHING: Final = ("GET", "HEAD", "OPTIONS")
 # Neither tells anything of what is kept here. A browser can't send a key when it opens a page.
 _OPEN_TO_ALL: Final = ("/", "/docs", "/openapi.json", "/health", "/health/live", "/health/ready")
 _OPEN_FOLDER: Final = "/page/"
+_IMPORT: Final = re.compile("/collections/[^/]+/import")
 _KEY_MIN_CHARACTERS: Final = 16
 
 
@@ -116,20 +118,23 @@ class BodyLimit:
     Args:
         app: What is inside.
         max_bytes: Of a whole body.
+        max_import_bytes: Of a file to import, which is not kept in memory.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, max_import_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_import_bytes = max_import_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request, or refuses it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = self._max_import_bytes if _IMPORT.fullmatch(scope["path"]) else self._max_bytes
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
-            await _refuse(self._too_large(int(declared)), scope, receive, send)
+        if declared.isdecimal() and int(declared) > limit:
+            await _refuse(_too_large(int(declared), limit), scope, receive, send)
             return
         received = 0
 
@@ -138,19 +143,11 @@ class BodyLimit:
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > self._max_bytes:
-                    raise self._too_large(received)
+                if received > limit:
+                    raise _too_large(received, limit)
             return message
 
         await self._app(scope, counted, send)
-
-    def _too_large(self, actual: int) -> TooLarge:
-        return TooLarge(
-            f"the body has {actual:,} bytes or more, at most {self._max_bytes:,} are taken: "
-            "send fewer images at once",
-            limit=self._max_bytes,
-            actual=actual,
-        )
 
 
 class EncodedItemPaths:
@@ -173,6 +170,14 @@ class EncodedItemPaths:
         if scope["type"] == "http" and raw_path and scope["path"].startswith("/collections/"):
             scope["path"] = raw_path.partition(b"?")[0].decode("ascii")
         await self._app(scope, receive, send)
+
+
+def _too_large(actual: int, limit: int) -> TooLarge:
+    return TooLarge(
+        f"the body has {actual:,} bytes or more, at most {limit:,} are taken: send less at once",
+        limit=limit,
+        actual=actual,
+    )
 
 
 async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -28,7 +28,15 @@ from app.api.schemas import (
     OnError,
     parse,
 )
-from app.api.state import State, StateDep, collection_of_this_model, in_worker, timed, while_connected
+from app.api.state import (
+    State,
+    StateDep,
+    collection_of_this_model,
+    in_worker,
+    timed,
+    while_connected,
+    write_to_current,
+)
 from app.errors import UnknownItem
 from app.inference.results import ImageEmbedding, ImageFailure
 from app.search.collection import Item, Json
@@ -154,7 +162,9 @@ async def read_item(name: str, item_id: ItemId, state: StateDep) -> Response:
 @router.delete("/{item_id:path}", status_code=204, summary="Delete an item")
 async def delete_item(name: str, item_id: ItemId, state: StateDep) -> Response:
     """Deletes an item; when the answer is there it is gone from disk and from searches."""
-    deleted = await in_worker(state, lambda: state["catalogue"].get(name).delete([item_id]))
+    deleted = await in_worker(
+        state, write_to_current, state, name, lambda collection: collection.delete([item_id])
+    )
     if not deleted:
         raise UnknownItem(f"collection {name!r} has no item {item_id!r}")
     return Response(status_code=204)

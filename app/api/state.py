@@ -1,6 +1,7 @@
 """What lives from start to stop, as routes see it, and the small things that most routes need."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,9 @@ from fastapi import Depends, Header, Request
 from app.api.refusals import ClientLeft
 from app.errors import FingerprintMismatch
 from app.inference.engine import Engine
+from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
+from app.search.snapshots import Snapshots
 from app.settings import Settings
 from app.telemetry import Metrics
 from dino_core.bundle import Manifest
@@ -22,7 +25,10 @@ T = TypeVar("T")
 
 
 class State(TypedDict):
-    """Made by the lifespan; the last two are each request's own."""
+    """Made by the lifespan; the last two are each request's own.
+
+    What takes long (an import, a snapshot) has `bulk`, a thread of its own, and keeps none from requests.
+    """
 
     settings: Settings
     engine: Engine
@@ -30,6 +36,9 @@ class State(TypedDict):
     catalogue: Catalogue
     metrics: Metrics
     workers: ThreadPoolExecutor
+    bulk: ThreadPoolExecutor
+    snapshots: Snapshots
+    reindex_jobs: ReindexJobs
     request_id: NotRequired[str]
     timings_ms: NotRequired[dict[str, float]]
 
@@ -79,9 +88,9 @@ def collection_of_this_model(state: State, name: str) -> Collection:
     if collection.fingerprint != served:
         raise FingerprintMismatch(
             f"collection {name!r} holds embeddings of another model ({collection.fingerprint}) than that "
-            f"served ({served}). Serve that model again, or make a collection for this one with POST "
-            "/collections and add the pictures to it; to use the name again, delete it first with DELETE "
-            f"/collections/{name}",
+            f"served ({served}). Make its embeddings anew with the served model by POST /collections/"
+            f"{collection.name}/reindex, or serve that model again, or make a collection for this one with "
+            "POST /collections",
             expected=collection.fingerprint,
             found=served,
         )
@@ -92,6 +101,41 @@ async def in_worker(state: State, work: Callable[P, T], *arguments: P.args, **na
     """Runs what blocks (disk, search, codecs) off the event loop."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(state["workers"], lambda: work(*arguments, **named))
+
+
+async def in_bulk(state: State, request: Request, work: Callable[[threading.Event], T]) -> T:
+    """Runs what takes long, one at a time, until the caller leaves. The request's body must have been read.
+
+    Args:
+        state: For its thread.
+        request: Of the caller.
+        work: Ends soon after the event is set.
+
+    Raises:
+        ClientLeft: The caller did.
+    """
+    loop = asyncio.get_running_loop()
+    stop = threading.Event()
+
+    async def run() -> T:
+        return await loop.run_in_executor(state["bulk"], work, stop)
+
+    try:
+        return await while_connected(request, run())
+    finally:
+        stop.set()
+
+
+def write_to_current(state: State, name: str, write: Callable[[Collection], T]) -> T:
+    """Writes to the collection that has a name; again if another model's took its place meanwhile.
+
+    What was written between the last look of a reindexing and its switch would be in the old one only.
+    """
+    while True:
+        collection = state["catalogue"].get(name)
+        result = write(collection)
+        if state["catalogue"].get(name).fingerprint == collection.fingerprint:
+            return result
 
 
 async def while_connected(request: Request, work: Coroutine[object, object, T]) -> T:

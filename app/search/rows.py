@@ -20,6 +20,9 @@ MAX_METADATA_BYTES = 16_000
 MAX_METADATA_DEPTH = 8
 MAX_SOURCE_BYTES = 4_096
 MAX_THUMBNAIL_BYTES = 256 * 1024
+_ROUNDED_UNIT_LENGTH = (
+    1.001 * 2.0**-24
+)  # how far rounding its numbers to float32 takes a length of 1, at most
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -63,6 +66,8 @@ def check_items(items: Sequence[Item], *, dimensions: int) -> CheckedItems:
 def unit_vectors(vectors_ND: npt.NDArray[np.floating], *, dimensions: int, what: str = "query") -> Vector:
     """Vectors of length 1, in the same directions: float32 [N, D].
 
+    What came from here comes out as it went in, bit for bit: copies of a collection are equal to it.
+
     Args:
         vectors_ND: Any float dtype.
         dimensions: D that it must have.
@@ -86,8 +91,12 @@ def unit_vectors(vectors_ND: npt.NDArray[np.floating], *, dimensions: int, what:
             f"the vector of {what} {int(np.argmin(largest_N))} is zero: it has no direction to compare"
         )
     wide_ND /= largest_N[:, None]
-    wide_ND /= np.linalg.norm(wide_ND, axis=1, keepdims=True)
-    return wide_ND.astype(np.float32)
+    lengths_N = np.linalg.norm(wide_ND, axis=1)
+    unit_ND: Vector = (wide_ND / lengths_N[:, None]).astype(np.float32)
+    if vectors_ND.dtype == np.float32:
+        done_N = np.abs(largest_N * lengths_N - 1.0) <= _ROUNDED_UNIT_LENGTH
+        unit_ND[done_N] = vectors_ND[done_N]
+    return unit_ND
 
 
 def _wrong_shape(shape: tuple[int, ...], *, dimensions: int, where: str) -> str:

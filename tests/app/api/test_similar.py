@@ -160,4 +160,4 @@ def test_a_collection_of_another_model_can_not_be_searched(
     assert answer.json()["expected"] == other_bundle.manifest.fingerprint
     assert answer.json()["found"] == bundle.manifest.fingerprint
     assert answer.headers["X-Should-Retry"] == "false"
-    assert "DELETE /collections/theirs" in answer.json()["detail"]
+    assert "POST /collections/theirs/reindex" in answer.json()["detail"]
