@@ -9,7 +9,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.middleware import Middleware
 
-from app.api import collections, embed, health, info, items, problems, similar
+from app.api import collections, embed, health, info, items, many_items, problems, similar
 from app.api.context import RequestContext
 from app.api.guard import BodyLimit, EncodedItemPaths, Guard, read_api_keys
 from app.api.openapi import PROBLEM_RESPONSES, describe_problems
@@ -92,7 +92,7 @@ def create_app(
     )
     problems.install(app)
     api = APIRouter(dependencies=[Depends(expect_fingerprint)])
-    for resource in (embed, similar, collections, items, info):
+    for resource in (embed, similar, collections, many_items, items, info):
         api.include_router(resource.router)
     app.include_router(api)
     app.include_router(health.router)

@@ -48,12 +48,9 @@ class ParquetSource:
                 schema = file.schema_arrow
         except (pa.ArrowException, OSError):
             raise NoPictures(f"{self._name} is not a whole Parquet file: was it cut short?") from None
-        self._image_column = _image_column(self._name, schema)
-        self._columns = [
-            field.name
-            for field in schema
-            if _is_told(field) or (self._image_column and field.name == "image")
-        ]
+        self._holds_images = _check_columns(self._name, schema)
+        self._columns = [field.name for field in schema if _is_told(field)]
+        self._columns += ["image"] if self._holds_images else []
 
     @property
     def description(self) -> str:
@@ -88,7 +85,7 @@ class ParquetSource:
 
     def _entry(self, row: dict[str, Any], number: int) -> Entry:
         where = f"{self._name}, row {number}"
-        image = row.pop("image", None) if self._image_column else None
+        image = row.pop("image", None) if self._holds_images else None
         told = {name: _json(value) for name, value in row.items()}
         told = {name: value for name, value in told.items() if value is not None}
         if isinstance(image, Mapping):
@@ -129,7 +126,7 @@ def is_parquet(path: Path) -> bool:
         return False
 
 
-def _image_column(name: str, schema: pa.Schema) -> bool:
+def _check_columns(name: str, schema: pa.Schema) -> bool:
     """Whether the pictures are in the file; otherwise it names them.
 
     Raises:
