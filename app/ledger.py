@@ -29,10 +29,12 @@ class Ledger:
 
     Args:
         path: Made if it isn't there; made anew if it can't be read. None: nothing is remembered.
+        rereads: Whether files are read again, whatever is known of them.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, rereads: bool = False) -> None:
         self._connection: sqlite3.Connection | None = None
+        self._rereads = rereads
         self.problem: str | None = None
         if path is None:
             return
@@ -63,7 +65,7 @@ class Ledger:
 
     def hashes(self, pictures: Sequence[Picture]) -> list[str | None]:
         """The SHA-256 of each picture's bytes, in hex, where its file has not changed since it was read."""
-        if self._connection is None:
+        if self._connection is None or self._rereads:
             return [None] * len(pictures)
         try:
             return [self._hash(self._connection, picture) for picture in pictures]

@@ -10,7 +10,7 @@ on disk.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
 
 import orjson
@@ -92,7 +92,7 @@ class ItemStream(Response):
             await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _results(self, reader: LineReader) -> AsyncIterator[bytes]:
+    async def _results(self, reader: LineReader) -> AsyncGenerator[bytes, None]:
         """Result lines of one batch after the other, in the order of the lines."""
         under_way: deque[asyncio.Task[list[_Made]]] = deque()
         reading: asyncio.Task[list[tuple[int, Line]] | None] | None = None

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from lzma import LZMAError
 from pathlib import Path
-from tarfile import EOFHeaderError, HeaderError, ReadError
+from tarfile import EOFHeaderError, HeaderError, ReadError  # type: ignore[attr-defined]
 from typing import Final, Self
 
 import orjson
 
-from app.client import Failure
+from app.client_items import Failure
 from app.search.collection import Json
 from app.sources.picture import (
     Entry,
@@ -199,7 +199,7 @@ def _opened(path: Path, stack: contextlib.ExitStack) -> tuple[tarfile.TarFile, b
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Members whose names begin with no dot, without the list that TarFile would keep of them."""
     while (member := archive.next()) is not None:
-        archive.members.clear()
+        archive.members.clear()  # type: ignore[attr-defined]
         if not member.isdir() and not member.name.rpartition("/")[2].startswith("."):
             yield member
 
