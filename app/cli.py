@@ -17,14 +17,23 @@ from rich.console import Console
 from app.api.guard import read_api_keys
 from app.client import ClientError
 from app.errors import DirectoryInUse, ServiceError, StorageError
-from app.index_command import index_add, index_stats
-from app.indexing import NoPictures
+from app.index_command import default_ledger, index_add, index_stats
+from app.index_deletion import Selection, index_delete
 from app.inference.engine import Engine
 from app.lifecycle_command import LIFECYCLE_COMMANDS
 from app.main import create_app
 from app.search.library import Collections
-from app.settings import IndexAddSettings, IndexPlaceSettings, IndexSettings, Settings, SettingsInvalid, load
+from app.settings import (
+    IndexAddSettings,
+    IndexDeleteSettings,
+    IndexPlaceSettings,
+    IndexSettings,
+    Settings,
+    SettingsInvalid,
+    load,
+)
 from app.sinks import Place
+from app.sources.picture import NoPictures
 from app.telemetry import Metrics, set_up_logs
 from dino_core.bundle import Bundle, load_bundle
 from dino_core.errors import DinoError
@@ -33,7 +42,8 @@ _USAGE = """\
 dino-serve: embeddings and neighbours of pictures, from a bundle in models/
 
   dino-serve run [--model models/default] [--port 8000]   serve it; the page is at http://127.0.0.1:8000
-  dino-serve index add DIR [--collection default]         add a folder of pictures to a collection
+  dino-serve index add SOURCE... [--collection default]   add pictures: folders, tar, lists, Parquet
+  dino-serve index delete --collection NAME --id ID...    delete items (also --filter JSON, --all)
   dino-serve index stats                                  show the collections
   dino-serve index export FILE.parquet                    write a collection to a file, and from a file:
   dino-serve index import FILE.parquet
@@ -77,6 +87,8 @@ def _dispatch(arguments: list[str]) -> None:
             run(load(Settings, flags, prog="dino-serve run"))
         case ["index", "add", *flags]:
             _exit(_index_add(load(IndexAddSettings, flags, prog="dino-serve index add")))
+        case ["index", "delete", *flags]:
+            _exit(_index_delete(load(IndexDeleteSettings, flags, prog="dino-serve index delete")))
         case ["index", "stats", *flags]:
             _exit(_index_stats(load(IndexSettings, flags, prog="dino-serve index stats")))
         case ["index", command, *flags] if command in LIFECYCLE_COMMANDS:
@@ -111,7 +123,22 @@ def run(settings: Settings) -> None:
 
 def _index_add(settings: IndexAddSettings) -> int:
     return index_add(
-        settings.directory, collection=settings.collection, place=_place(settings), report=settings.report
+        settings.sources,
+        collection=settings.collection,
+        place=_place(settings),
+        report=settings.report,
+        ledger=settings.ledger or default_ledger(),
+        rehash=settings.rehash,
+    )
+
+
+def _index_delete(settings: IndexDeleteSettings) -> int:
+    return index_delete(
+        Selection(ids=settings.id, filter=settings.filter, everything=settings.all),
+        collection=settings.collection,
+        place=_place(settings),
+        dry_run=settings.dry_run,
+        asks=not settings.yes,
     )
 
 

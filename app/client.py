@@ -27,11 +27,24 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from app.search.collection import Json, UpsertStatus
+from app.client_items import (
+    LINES_MEDIA_TYPE,
+    Added,
+    Failure,
+    NewVector,
+    StoredItem,
+    Upload,
+    bodies_of,
+    failure_of,
+    item_line,
+    stored_of,
+)
+from app.search.collection import Json
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _TRIES_WITHOUT_ANSWER: Final = 4
 _FIRST_PAUSE_S: Final = 0.25  # doubles: 0.25, 0.5, 1 s
+_LONGEST_PAUSE_S: Final = 2.0
 _NO_CONTENT: Final = 204
 _PAGE_ITEMS: Final = 1_000
 _LONGEST_DEADLINE_S: Final = 600.0  # that the service takes
@@ -92,16 +105,6 @@ class CollectionSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why one image of a request has no result."""
-
-    code: str
-    title: str
-    limit: int | None = None
-    actual: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Embedded:
     """One image's embedding, float32 [D], and what its header says."""
 
@@ -113,45 +116,11 @@ class Embedded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Upload:
-    """An image to add to a collection.
-
-    Attributes:
-        id: 1 to 256 bytes of UTF-8.
-        data: The file.
-        metadata: A JSON object.
-        source: Where the image came from; of one request all have one, or none.
-    """
-
-    id: str
-    data: bytes
-    metadata: Mapping[str, Json]
-    source: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Added:
-    """What became of an upload: it is on disk, and found by the next search."""
-
-    id: str
-    status: UpsertStatus
-
-
-@dataclass(frozen=True, kw_only=True)
 class Found:
     """A neighbour; the score is a cosine."""
 
     id: str
     score: float
-    metadata: dict[str, Json]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredItem:
-    """An item as a listing has it."""
-
-    id: str
-    sha256: str
     metadata: dict[str, Json]
 
 
@@ -163,6 +132,8 @@ class Client:
         api_key: Where the service wants one.
         timeout_s: For one answer; embedding a large request on a busy CPU takes a while.
         patience_s: How long in all to come back to a service that says it is busy.
+        absence_s: How long to wait for a service that doesn't answer, beyond some tries: one that is started
+            again is back by then.
     """
 
     def __init__(
@@ -172,10 +143,12 @@ class Client:
         api_key: str | None = None,
         timeout_s: float = 120.0,
         patience_s: float = 600.0,
+        absence_s: float = 0.0,
     ) -> None:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self.base_url = base_url.rstrip("/")
         self._patience_s = patience_s
+        self._absence_s = absence_s
         # Told to the service, whose own default is for people who wait: a large request may take longer.
         self._deadline = {"timeout": min(timeout_s, _LONGEST_DEADLINE_S)}
         try:
@@ -231,6 +204,15 @@ class Client:
         """All collections, in order of name."""
         return [_summary(one) for one in self._ask("GET", "/collections")["data"]]
 
+    def collection(self, name: str) -> CollectionSummary | None:
+        """The collection of a name or an alias; None where there is none."""
+        try:
+            return _summary(self._ask("GET", path_of(name)))
+        except ServiceRefused as refused:
+            if refused.code == "unknown_collection":
+                return None
+            raise
+
     def create_collection(self, name: str) -> CollectionSummary:
         """Makes an empty collection for the served model's embeddings.
 
@@ -238,6 +220,14 @@ class Client:
             ServiceRefused: The name is taken, or is no name.
         """
         return _summary(self._ask("POST", "/collections", json={"name": name}))
+
+    def drop_collection(self, name: str) -> None:
+        """Deletes a collection with all its items; there is no way back.
+
+        Raises:
+            ServiceRefused: There is none of the name.
+        """
+        self._ask("DELETE", path_of(name))
 
     def embed(self, images: Sequence[Image]) -> list[Embedded | Failure]:
         """Embeds images, each of which succeeds or fails for itself.
@@ -252,7 +242,7 @@ class Client:
             params={"encoding": "base64", "on_error": "item", **self._deadline},
             files=_parts(map(_bytes, images)),
         )
-        return [_failure(one) if "error" in one else _embedded(one) for one in answer["data"]]
+        return [failure_of(one) if "error" in one else _embedded(one) for one in answer["data"]]
 
     def add(self, collection: str, uploads: Sequence[Upload]) -> list[Added | Failure]:
         """Adds images to a collection, each of which succeeds or fails for itself.
@@ -277,9 +267,86 @@ class Client:
             data=form,
         )
         return [
-            _failure(one) if "error" in one else Added(id=one["id"], status=one["status"])
+            failure_of(one) if "error" in one else Added(id=one["id"], status=one["status"])
             for one in answer["data"]
         ]
+
+    def add_stream(self, collection: str, uploads: Iterable[Upload]) -> Iterator[Added | Failure]:
+        """Adds any number of images in constant memory, and says of each, in order, what became of it.
+
+        Raises:
+            ServiceRefused: The collection is another model's, say.
+        """
+        return self._add_lines(collection, map(item_line, uploads), params={})
+
+    def add_vectors(
+        self, collection: str, vectors: Iterable[NewVector], *, fingerprint: str
+    ) -> Iterator[Added | Failure]:
+        """Adds any number of embeddings in constant memory, and says of each, in order, what became of it.
+
+        Args:
+            collection: Of the model that made them.
+            vectors: With what is to be kept beside them.
+            fingerprint: Of that model.
+
+        Raises:
+            ServiceRefused: The collection is another model's, say.
+        """
+        return self._add_lines(collection, map(item_line, vectors), params={"fingerprint": fingerprint})
+
+    def _add_lines(
+        self, collection: str, lines: Iterable[bytes], *, params: dict[str, str]
+    ) -> Iterator[Added | Failure]:
+        # Requests of some lines, as httpx sends a whole body before it reads an answer; one that broke is
+        # sent again as a whole, which changes nothing.
+        for count, body in bodies_of(lines):
+            response = self._request(
+                "POST",
+                f"{path_of(collection)}/items",
+                params=params,
+                content=body,
+                headers={"Content-Type": LINES_MEDIA_TYPE},
+            )
+            if not response.is_success:
+                self._answer(response)
+            results = [json.loads(line) for line in response.content.splitlines()]
+            if len(results) != count:
+                raise NoService(f"{self.base_url} answered {len(results)} of {count} lines")
+            for one in results:
+                yield failure_of(one) if "error" in one else Added(id=one["id"], status=one["status"])
+
+    def get(self, collection: str, ids: Sequence[str]) -> list[StoredItem | None]:
+        """Items by id, in order; None where there is none. At most 10,000."""
+        answer = self._ask("POST", f"{path_of(collection)}/items/get", json={"ids": list(ids)})
+        return [None if one is None else stored_of(one) for one in answer["data"]]
+
+    def delete(
+        self,
+        collection: str,
+        *,
+        ids: Sequence[str] | None = None,
+        filter: Mapping[str, Json] | None = None,
+        dry_run: bool = False,
+    ) -> int:
+        """Deletes items by id, at most 10,000, or those whose metadata match; says how many there were.
+
+        Args:
+            collection: Whose.
+            ids: Or a filter.
+            filter: As `app.search.filters` says.
+            dry_run: Only count them.
+
+        Raises:
+            ServiceRefused: The filter is malformed, say.
+        """
+        asked: dict[str, Any] = {"dry_run": dry_run} | ({} if ids is None else {"ids": list(ids)})
+        asked |= {} if filter is None else {"filter": dict(filter)}
+        return int(self._ask("POST", f"{path_of(collection)}/items/delete", json=asked)["deleted"])
+
+    def undelete(self, collection: str, ids: Sequence[str]) -> int:
+        """Brings deleted items back, within seven days, at most 10,000; says how many came."""
+        answer = self._ask("POST", f"{path_of(collection)}/items/undelete", json={"ids": list(ids)})
+        return int(answer["undeleted"])
 
     def items(self, collection: str) -> Iterator[StoredItem]:
         """All items of a collection, in order of id, asked for page by page."""
@@ -288,7 +355,7 @@ class Client:
             params: dict[str, Any] = {"limit": _PAGE_ITEMS} | ({} if cursor is None else {"cursor": cursor})
             page = self._ask("GET", f"{path_of(collection)}/items", params=params)
             for one in page["data"]:
-                yield StoredItem(id=one["id"], sha256=one["sha256"], metadata=one["metadata"])
+                yield stored_of(one)
             cursor = page["next_cursor"]
             if cursor is None:
                 return
@@ -329,7 +396,7 @@ class Client:
             answer = self._ask("POST", "/similar", params=params, files=_parts([_bytes(image)]))
         (one,) = answer["data"]
         if "error" in one:
-            return _failure(one)
+            return failure_of(one)
         return [
             Found(id=found["id"], score=found["score"], metadata=found["metadata"])
             for found in one["neighbours"]
@@ -369,8 +436,14 @@ class Client:
             raise NoService(f"{self.base_url} did not answer to the end ({reason})") from None
 
     def _ask(self, method: _Method, path: str, *, retry: bool = True, **request: Any) -> Any:  # noqa: ANN401 - JSON, and httpx's arguments
-        """One answer's JSON, asked for again for as long as it makes sense; None where it has none."""
-        give_up_s = time.monotonic() + self._patience_s
+        """One answer's JSON; None where it has none."""
+        response = self._request(method, path, retry=retry, **request)
+        return None if response.status_code == _NO_CONTENT else self._answer(response)
+
+    def _request(self, method: _Method, path: str, *, retry: bool = True, **request: Any) -> httpx.Response:  # noqa: ANN401 - httpx's arguments
+        """One answer, asked for again for as long as it makes sense."""
+        began_s = time.monotonic()
+        give_up_s = began_s + self._patience_s
         tries_left = _TRIES_WITHOUT_ANSWER if retry else 1
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -380,16 +453,18 @@ class Client:
                 raise NoService(f"{self.base_url!r} is no address of a service: {error}") from None
             except httpx.TransportError as error:
                 tries_left -= 1
-                if tries_left <= 0:
+                is_overdue = not retry or time.monotonic() - began_s >= self._absence_s
+                if tries_left <= 0 and is_overdue:
                     reason = str(error) or type(error).__name__
                     raise NoService(f"no service answers at {self.base_url} ({reason})") from None
                 time.sleep(pause_s)
-                pause_s *= 2
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 continue
             wait_s = _asked_to_wait_s(response) if retry else None
             if wait_s is None or time.monotonic() + wait_s > give_up_s:
-                return None if response.status_code == _NO_CONTENT else self._answer(response)
+                return response
             time.sleep(wait_s)
+            began_s = time.monotonic()  # it is there
 
     def _answer(self, response: httpx.Response) -> Any:  # noqa: ANN401 - JSON
         try:
@@ -438,13 +513,6 @@ def _summary(one: Mapping[str, Any]) -> CollectionSummary:
         dimensions=one["dimensions"],
         items=one["items"],
         searchable=one["searchable"],
-    )
-
-
-def _failure(one: Mapping[str, Any]) -> Failure:
-    error = one["error"]
-    return Failure(
-        code=error["code"], title=error["title"], limit=error.get("limit"), actual=error.get("actual")
     )
 
 

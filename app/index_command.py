@@ -1,46 +1,69 @@
 """`dino-serve index`: what the command line says is done, and answered with an exit status."""
 
 import contextlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from app.errors import StorageError
-from app.indexing import DEFAULT_REPORT, add_folder, require_folder
-from app.search.library import Collections
-from app.sinks import Place, open_sink, service_at
+from app.index_report import DEFAULT_REPORT, Report
+from app.indexing import add_pictures
+from app.ledger import Ledger
+from app.sinks import Place, open_directory, open_sink, service_at
+from app.sources.opening import open_sources
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 def index_add(
-    directory: Path, *, collection: str = "default", place: Place, report: Path = DEFAULT_REPORT
+    sources: Sequence[Path],
+    *,
+    collection: str = "default",
+    place: Place,
+    report: Path = DEFAULT_REPORT,
+    ledger: Path | None = None,
+    rehash: bool = False,
 ) -> int:
-    """Adds every picture below a folder that the collection hasn't got; run again, it goes on where it was.
+    """Adds every picture of some sources that the collection hasn't got; run again, it goes on where it was.
 
     Args:
-        directory: Flat or nested.
+        sources: Folders, tar files, lists and Parquet files, one after the other.
         collection: Made if it isn't there.
         place: A running service, or a directory and a model.
         report: JSON lines, one for each picture that failed.
+        ledger: Where hashes of files are remembered; None: nowhere.
+        rehash: Whether files are read again whose size and times are as they were.
 
     Returns:
         The exit status: 0 if every picture is there now, 1 if some failed, 130 if Ctrl-C stopped it.
 
     Raises:
         NoPictures: There is nothing to add.
+        SettingsInvalid: The report can't be written.
         ClientError: The service doesn't answer, or refuses.
         ServiceError: The data directory can't be used, or the collection is another model's.
         DinoError: The model can't be loaded.
     """
-    require_folder(directory)  # before a directory is made and a model loaded for it
+    # Before a directory is made and a model loaded for it.
+    source, failures = open_sources(sources), Report(report)
+    source.count()
     try:
-        with open_sink(place, collection=collection) as sink:
-            return add_folder(directory, sink, report=report).exit_code
+        with open_sink(place, collection=collection) as sink, Ledger(ledger, rereads=rehash) as hashes:
+            return add_pictures(source, sink, ledger=hashes, report=failures).exit_code
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; the same command goes on where this one was")
         return _INTERRUPTED
+
+
+def default_ledger() -> Path | None:
+    """In the user's cache; None where the user has no home."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return cache / "dinoserve" / "files.sqlite"
 
 
 def index_stats(place: Place) -> int:
@@ -68,10 +91,5 @@ def _stats(place: Place) -> list[tuple[str, int, int, str]]:
         client = service_at(place, stack)
         if client is not None:
             return [(c.name, c.items, c.dimensions, c.fingerprint) for c in client.collections()]
-        if not place.data_dir.is_dir():
-            raise StorageError(
-                f"no service runs at the default address, and there is no directory {place.data_dir}: "
-                "name one of the two"
-            )
-        catalogue = stack.enter_context(Collections.open(place.data_dir))
+        catalogue = stack.enter_context(open_directory(place))
         return [(c.name, c.items, c.dimensions, c.fingerprint) for c in catalogue.list()]

@@ -1,71 +1,42 @@
-"""A folder of pictures into a collection: resumable, several requests in flight, every failure named.
+"""Pictures into a collection: resumable, several requests in flight, every failure named.
 
-    find_pictures   walk the folder, in an order that is always the same
-    Sink            where pictures go: a running service, or the engine in this process (`app.sinks`)
-    add_folder      skip what is there (same id, same bytes), send the rest, say what became of it
+    Source    where pictures come from (`app.sources`)
+    Ledger    the hashes of files that have not changed since they were read (`app.ledger`)
+    Sink      where they go: a running service, or the engine in this process (`app.sinks`)
 
-There is no ledger: what is done is what the collection has. A run that was killed is begun again by the same
-command, which reads and hashes the files, and sends only what is missing or has changed.
+    entries ─► known already? ─► batches ─► read, hash, send (threads) ─► report
+
+What is done is what the collection has; nothing else is believed. A run that was killed is begun again by the
+same command, which asks for the items of each picture's id and sends what is missing or has changed.
 """
 
 import contextlib
 import hashlib
-import json
-import os
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
+
+from app.client_items import Added, Failure, StoredItem, Upload
+from app.errors import InvalidItem
+from app.index_report import Report, progress_bar
+from app.ledger import Ledger, SeenIds
+from app.search.rows import check_id, check_words
+from app.sources.picture import (
+    IMAGE_SUFFIXES,
+    Entry,
+    FailedPicture,
+    NoPictures,
+    Picture,
+    Source,
+    unreadable,
 )
-from rich.text import Text
 
-from app.client import Added, Failure, Upload
-from app.search.collection import Json
-
-IMAGE_SUFFIXES: Final = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
-MAX_ID_BYTES: Final = 256
-DEFAULT_REPORT: Final = Path("index-failures.jsonl")
-_SHOWN_FAILURES: Final = 5
-_UNFIT_FOR_ID = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A file to add.
-
-    Attributes:
-        id: Its path below the folder, with slashes; see `id_of`.
-        path: Where it is.
-        relative: Its path below the folder, as it is.
-        size_bytes: Of the file.
-    """
-
-    id: str
-    path: Path
-    relative: str
-    size_bytes: int
-
-    @property
-    def metadata(self) -> dict[str, Json]:
-        """What a filter can ask for: `path`, `folder`, and `class`, the first of the folders."""
-        folder, _, _ = self.relative.rpartition("/")
-        metadata: dict[str, Json] = {"path": _clean(self.relative)}
-        if folder:
-            metadata |= {"folder": _clean(folder), "class": _clean(folder.partition("/")[0])}
-        return metadata
+_LOOKED_UP_AT_ONCE: Final = 256
+_HELD_BYTES: Final = 64 * 2**20  # of pictures that came with a stream, while they are looked up
+_WORDS_BYTES: Final = 4_096  # a part's headers, id, metadata and source come on top of the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +61,8 @@ class Sink(Protocol):
         """What `add` takes at once."""
         ...
 
-    def known(self) -> dict[str, str]:
-        """Of everything that is there, id -> SHA-256 of the image's bytes."""
+    def stored(self, ids: Sequence[str]) -> list[StoredItem | None]:
+        """The items that are there, in the order of their ids."""
         ...
 
     def add(self, uploads: Sequence[Upload]) -> list[Added | Failure]:
@@ -115,187 +86,171 @@ class BatchRefused(Exception):
         self.failure = failure
 
 
-class NoPictures(Exception):
-    """There is nothing to add; the message says what was looked for and found."""
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A picture that has to be read, and the item that has its id."""
+
+    picture: Picture
+    there: StoredItem | None
 
 
-@dataclass(frozen=True)
-class FailedPicture:
-    """A picture that could not be added, and why."""
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What became of a job: a status or a failure, and the hash of what was read."""
 
-    id: str
-    path: Path
-    failure: Failure
-
-
-@dataclass
-class Outcome:
-    """What became of a folder.
-
-    Attributes:
-        counts: "added", "updated", "unchanged" and "failed".
-        failures: In the order in which they happened.
-        report: The file that names the failures; None where there is none.
-    """
-
-    counts: Counter[str] = field(default_factory=Counter)
-    failures: list[FailedPicture] = field(default_factory=list)
-    report: Path | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """0 if every picture is there now, else 1."""
-        return 1 if self.failures else 0
+    result: str | Failure
+    sha256: str | None = None
 
 
-def require_folder(root: Path) -> None:
-    """Refuses what is no folder.
-
-    Raises:
-        NoPictures: It isn't one, or isn't there.
-    """
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise NoPictures(f"{root} {what}; name a folder of pictures")
-
-
-def find_pictures(root: Path) -> list[Picture]:
-    """Walks a folder, flat or nested, in order of path; names that begin with a dot are passed over.
-
-    Links to folders are followed, but not in circles.
-
-    Raises:
-        NoPictures: There is no such folder, or no picture in it.
-    """
-    require_folder(root)
-    found_suffixes: Counter[str] = Counter()
-    pictures: list[Picture] = []
-    for relative, entry in _files_below(root, "", inside=frozenset()):
-        suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix in IMAGE_SUFFIXES:
-            pictures.append(Picture(id_of(relative), Path(entry.path), relative, entry.stat().st_size))
-        else:
-            found_suffixes[suffix or "no suffix"] += 1
-    if not pictures:
-        found = (
-            ", ".join(f"{count} {suffix}" for suffix, count in found_suffixes.most_common(4)) or "no files"
-        )
-        raise NoPictures(f"no pictures below {root}: looked for {', '.join(IMAGE_SUFFIXES)}; found {found}")
-    return pictures
-
-
-def _files_below(
-    folder: Path, prefix: str, *, inside: frozenset[tuple[int, int]]
-) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in inside:
-        return
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: e.name)
-    except OSError as error:
-        raise NoPictures(f"the folder {folder} can't be read: {error.strerror}") from None
-    for entry in entries:
-        if entry.is_dir():
-            yield from _files_below(Path(entry.path), f"{prefix}{entry.name}/", inside=inside | {here})
-        elif entry.is_file():
-            yield f"{prefix}{entry.name}", entry
-
-
-def id_of(relative: str) -> str:
-    """The id of a file: its path, as it is wherever that can be an id.
-
-    A path that is too long, or has characters that no id may have, keeps its end, behind a hash of the whole.
-    """
-    cleaned = _clean(relative)
-    if cleaned == relative and len(relative.encode()) <= MAX_ID_BYTES:
-        return relative
-    digest = hashlib.sha256(os.fsencode(relative)).hexdigest()[:16]
-    end = cleaned.encode()[-(MAX_ID_BYTES - len(digest) - 1) :].decode(errors="ignore")
-    return f"{digest}~{end}"
-
-
-def _clean(text: str) -> str:
-    return _UNFIT_FOR_ID.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def add_folder(
-    root: Path,
+def add_pictures(
+    source: Source,
     sink: Sink,
     *,
+    ledger: Ledger,
+    report: Report,
     requests_in_flight: int = 4,
     batch_images: int = 32,
-    report: Path = DEFAULT_REPORT,
     console: Console | None = None,
-) -> Outcome:
-    """Adds every picture below a folder that the collection hasn't got, and shows how far it is.
+) -> Report:
+    """Adds every picture of a source that the collection hasn't got, and shows how far it is.
+
+    Needs memory for the batches under way, however many pictures there are.
 
     Args:
-        root: Flat or nested. A picture's id is its path below it.
-        sink: Where pictures go.
+        source: Where they come from.
+        sink: Where they go.
+        ledger: Of files; this adds to it.
+        report: New; takes what becomes of each.
         requests_in_flight: How many batches wait for their answers at once, so that the model never waits.
         batch_images: Of a request; the sink may want fewer.
-        report: JSON lines, one for each picture that failed; written only if some did, and a report of an
-            earlier run is removed if none did.
         console: Where progress is shown; standard error by default.
 
     Returns:
-        What became of the pictures; its `exit_code` is the command's.
+        The report, finished; its `exit_code` is the command's.
 
     Raises:
         NoPictures: There is nothing to add.
         ClientError: The service went away or refuses everything; what was sent is kept. So ServiceError.
     """
     console = console or Console(stderr=True)
-    pictures = find_pictures(root)
+    total = source.count()
+    counted = "" if total is None else f"{total:,} in "
     console.print(
-        f"{len(pictures):,} pictures below {root}; adding them to {sink.description}", highlight=False
+        f"{counted}{source.description}; adding to {sink.description}", markup=False, highlight=False
     )
-    known = sink.known()
-    outcome = Outcome()
-    batches = _batches(pictures, limits=sink.limits, batch_images=batch_images)
     try:
-        with _progress(console) as progress:
-            task = progress.add_task("adding", total=len(pictures), failed=0)
-            for batch, results in _each_done(
-                lambda batch: _add_batch(batch, sink, known), batches, in_flight=requests_in_flight
+        with progress_bar(console) as progress, contextlib.closing(SeenIds()) as seen:
+            task = progress.add_task("adding", total=total, failed=0)
+
+            def tell(entry: Entry, result: str | Failure) -> None:
+                if isinstance(result, Failure):
+                    report.fail(FailedPicture(entry.id, entry.where, result))
+                else:
+                    report.count(result)
+                progress.update(task, advance=1, failed=report.counts["failed"])
+
+            entries = source.entries(max_image_bytes=sink.limits.image_bytes)
+            jobs = _jobs(entries, sink, ledger=ledger, seen=seen, tell=tell)
+            batches = _batches(jobs, limits=sink.limits, batch_images=batch_images)
+            for batch, done in _each_done(
+                lambda batch: _add_batch(batch, sink), batches, in_flight=requests_in_flight
             ):
-                _record(outcome, batch, results)
-                progress.update(task, advance=len(batch), failed=len(outcome.failures))
+                ledger.remember(_read_in(batch, done))
+                for job, one in zip(batch, done, strict=True):
+                    tell(job.picture, one.result)
     finally:
-        _finish(outcome, report, console)  # also where the service went away: what was done is done
-    return outcome
+        report.finish(console)  # also where the service went away: what was done is done
+        if ledger.problem:
+            console.print(ledger.problem, markup=False, highlight=False)
+    if not report.counts:
+        raise NoPictures(f"no pictures in {source.description}: looked for {', '.join(IMAGE_SUFFIXES)}")
+    return report
 
 
-def _batches(
-    pictures: Iterable[Picture], *, limits: RequestLimits, batch_images: int
-) -> Iterator[list[Picture]]:
+def _jobs(
+    entries: Iterable[Entry],
+    sink: Sink,
+    *,
+    ledger: Ledger,
+    seen: SeenIds,
+    tell: Callable[[Entry, str | Failure], None],
+) -> Iterator[_Job]:
+    """The pictures that have to be read; of the others it is told at once what became of them."""
+    for chunk in _chunks(entries):
+        pictures: list[Picture] = []
+        for entry in chunk:
+            problem = entry.failure if isinstance(entry, FailedPicture) else _problem_of(entry, seen)
+            if problem is not None:
+                tell(entry, problem)
+            elif isinstance(entry, Picture):
+                pictures.append(entry)
+        there = sink.stored([picture.id for picture in pictures]) if pictures else []
+        for picture, item, sha256 in zip(pictures, there, ledger.hashes(pictures), strict=True):
+            if sha256 is not None and _says_the_same(picture, sha256, item):
+                tell(picture, "unchanged")
+            else:
+                yield _Job(picture, item)
+
+
+def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Some entries at a time, fewer where they hold their bytes."""
+    chunk: list[Entry] = []
+    held_bytes = 0
+    for entry in entries:
+        chunk.append(entry)
+        held_bytes += entry.held_bytes if isinstance(entry, Picture) else 0
+        if len(chunk) == _LOOKED_UP_AT_ONCE or held_bytes >= _HELD_BYTES:
+            yield chunk
+            chunk, held_bytes = [], 0
+    if chunk:
+        yield chunk
+
+
+def _problem_of(picture: Picture, seen: SeenIds) -> Failure | None:
+    """Why a picture can't become an item, whatever is in its file."""
+    try:
+        check_id(picture.id, where="the picture")
+        check_words(metadata=picture.metadata, source=picture.source, where="the picture")
+    except InvalidItem as error:
+        return Failure(code=error.code, title=error.title)
+    first = seen.first_place(picture.id, picture.where)
+    if first is None:
+        return None
+    title = f"another picture of this run has the id {picture.id!r}: {first}; give each its own"
+    return Failure(code="duplicate_id", title=title)
+
+
+def _says_the_same(picture: Picture, sha256: str, there: StoredItem | None) -> bool:
+    return (
+        there is not None
+        and there.sha256 == sha256
+        and there.metadata == picture.metadata
+        and there.source == picture.source
+    )
+
+
+def _batches(jobs: Iterable[_Job], *, limits: RequestLimits, batch_images: int) -> Iterator[list[_Job]]:
     """In order; none above the limits, but for a picture that is above them by itself."""
     most_images = min(batch_images, limits.images)
-    # A part's headers, id, metadata and source come on top of the file.
-    most_bytes = limits.request_bytes - 4_096
-    batch: list[Picture] = []
+    most_bytes = limits.request_bytes - _WORDS_BYTES
+    batch: list[_Job] = []
     size_bytes = 0
-    for picture in pictures:
-        cost = min(picture.size_bytes, limits.image_bytes) + 4_096
+    for job in jobs:
+        cost = min(job.picture.size_bytes, limits.image_bytes) + _WORDS_BYTES
         if batch and (len(batch) == most_images or size_bytes + cost > most_bytes):
             yield batch
             batch, size_bytes = [], 0
-        batch.append(picture)
+        batch.append(job)
         size_bytes += cost
     if batch:
         yield batch
 
 
-_Result = str | Failure  # a status, or why there is none
-
-
 def _each_done(
-    work: Callable[[list[Picture]], list[_Result]], batches: Iterator[list[Picture]], *, in_flight: int
-) -> Iterator[tuple[list[Picture], list[_Result]]]:
+    work: Callable[[list[_Job]], list[_Done]], batches: Iterator[list[_Job]], *, in_flight: int
+) -> Iterator[tuple[list[_Job], list[_Done]]]:
     """Runs batches on threads, never more than so many at once, and gives each when it is done."""
-    waiting: dict[Future[list[_Result]], list[Picture]] = {}
+    waiting: dict[Future[list[_Done]], list[_Job]] = {}
     with ThreadPoolExecutor(in_flight, thread_name_prefix="index") as pool:
         try:
             for batch in batches:
@@ -310,27 +265,31 @@ def _each_done(
 
 
 def _take_done(
-    waiting: dict[Future[list[_Result]], list[Picture]],
-) -> Iterator[tuple[list[Picture], list[_Result]]]:
+    waiting: dict[Future[list[_Done]], list[_Job]],
+) -> Iterator[tuple[list[_Job], list[_Done]]]:
     done, _ = wait(waiting, return_when=FIRST_COMPLETED)
     for future in done:
         yield waiting.pop(future), future.result()
 
 
-def _add_batch(batch: list[Picture], sink: Sink, known: dict[str, str]) -> list[_Result]:
-    results: dict[int, _Result] = {}
+def _add_batch(batch: list[_Job], sink: Sink) -> list[_Done]:
+    done: dict[int, _Done] = {}
     uploads: dict[int, Upload] = {}
-    for index, picture in enumerate(batch):
-        data = _read(picture, max_bytes=sink.limits.image_bytes)
+    hashes: dict[int, str] = {}
+    for index, job in enumerate(batch):
+        data = _read(job.picture, max_bytes=sink.limits.image_bytes)
         if isinstance(data, Failure):
-            results[index] = data
-        elif known.get(picture.id) == hashlib.sha256(data).hexdigest():
-            results[index] = "unchanged"
+            done[index] = _Done(data)
+            continue
+        hashes[index] = hashlib.sha256(data).hexdigest()
+        if _says_the_same(job.picture, hashes[index], job.there):
+            done[index] = _Done("unchanged", hashes[index])
         else:
-            uploads[index] = _upload(picture, data)
+            uploads[index] = _upload(job.picture, data)
     for index, answer in zip(uploads, _add(list(uploads.values()), sink), strict=True):
-        results[index] = answer if isinstance(answer, Failure) else answer.status
-    return [results[index] for index in range(len(batch))]
+        result = answer if isinstance(answer, Failure) else answer.status
+        done[index] = _Done(result, hashes[index])
+    return [done[index] for index in range(len(batch))]
 
 
 def _add(uploads: list[Upload], sink: Sink) -> list[Added | Failure]:
@@ -346,78 +305,30 @@ def _add(uploads: list[Upload], sink: Sink) -> list[Added | Failure]:
 
 
 def _read(picture: Picture, *, max_bytes: int) -> bytes | Failure:
+    if picture.size_bytes > max_bytes:
+        return _too_large(picture.size_bytes, max_bytes)
     try:
-        size_bytes = picture.path.stat().st_size
-        if size_bytes > max_bytes:
-            return Failure(
-                code="image_too_large",
-                title=f"the file has {size_bytes:,} bytes; at most {max_bytes:,} are taken",
-                limit=max_bytes,
-                actual=size_bytes,
-            )
-        return picture.path.read_bytes()
+        data = picture.read()
     except OSError as error:
-        return Failure(code="unreadable_file", title=f"the file can't be read: {error.strerror}")
+        return unreadable(error)
+    # It may have grown since it was looked at.
+    return data if len(data) <= max_bytes else _too_large(len(data), max_bytes)
+
+
+def _too_large(size_bytes: int, max_bytes: int) -> Failure:
+    return Failure(
+        code="image_too_large",
+        title=f"the file has {size_bytes:,} bytes; at most {max_bytes:,} are taken",
+        limit=max_bytes,
+        actual=size_bytes,
+    )
 
 
 def _upload(picture: Picture, data: bytes) -> Upload:
-    return Upload(
-        id=picture.id, data=data, metadata=picture.metadata, source=_clean(str(picture.path.absolute()))
-    )
+    return Upload(id=picture.id, data=data, metadata=picture.metadata, source=picture.source)
 
 
-def _record(outcome: Outcome, batch: list[Picture], results: list[_Result]) -> None:
-    for picture, result in zip(batch, results, strict=True):
-        if isinstance(result, Failure):
-            outcome.failures.append(FailedPicture(picture.id, picture.path, result))
-        outcome.counts["failed" if isinstance(result, Failure) else result] += 1
-
-
-def _finish(outcome: Outcome, report: Path, console: Console) -> None:
-    """Writes the report of failures, and says what there is to say."""
-    counts = ", ".join(
-        f"{outcome.counts[name]:,} {name}" for name in ("added", "updated", "unchanged", "failed")
-    )
-    console.print(counts, highlight=False)
-    if not outcome.failures:
-        with contextlib.suppress(FileNotFoundError):
-            report.unlink()
-        return
-    lines = [
-        {
-            "id": failed.id,
-            "path": _clean(str(failed.path)),
-            "code": failed.failure.code,
-            "title": failed.failure.title,
-        }
-        for failed in outcome.failures
-    ]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    report.write_text(text, encoding="utf-8")
-    outcome.report = report
-    for line in lines[:_SHOWN_FAILURES]:
-        console.print(f"  {line['path']}: {line['title']}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"All {len(lines):,} failures are in {report}", markup=False, highlight=False, soft_wrap=True
-    )
-
-
-class _Rate(ProgressColumn):
-    """Pictures per second."""
-
-    def render(self, task: Task) -> Text:
-        """The mean so far, as text. Rich's own speed leaves the first batch out, which may be half of all."""
-        seconds = task.finished_time or task.elapsed
-        return Text(f"{task.completed / seconds:,.1f} images/s" if seconds else "")
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        console=console,
-    )
+def _read_in(batch: list[_Job], done: list[_Done]) -> Iterator[tuple[Picture, str]]:
+    for job, one in zip(batch, done, strict=True):
+        if one.sha256 is not None:
+            yield job.picture, one.sha256

@@ -17,6 +17,7 @@ from app.api import (
     health,
     info,
     items,
+    many_items,
     problems,
     reindex,
     similar,
@@ -119,7 +120,18 @@ def create_app(
     )
     problems.install(app)
     api = APIRouter(dependencies=[Depends(expect_fingerprint)])
-    for resource in (embed, similar, collections, items, transfer, reindex, aliases, snapshots, info):
+    for resource in (
+        embed,
+        similar,
+        collections,
+        many_items,
+        items,
+        transfer,
+        reindex,
+        aliases,
+        snapshots,
+        info,
+    ):
         api.include_router(resource.router)
     app.include_router(api)
     app.include_router(health.router)

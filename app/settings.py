@@ -90,8 +90,31 @@ class IndexSettings(IndexPlaceSettings):
 class IndexAddSettings(IndexSettings):
     """What `dino-serve index add` can be told."""
 
-    directory: CliPositionalArg[Path]
-    """A folder of pictures, flat or nested."""
+    sources: CliPositionalArg[list[Path]]
+    """Folders, tar files (also compressed), Parquet files, or lists: .txt with a path on each line, .csv or
+    .jsonl with a column `path`."""
+    report: Path = Path("index-failures.jsonl")
+    """Where pictures that could not be added are named, one JSON line each."""
+    ledger: Path | None = None
+    """Where hashes of files are remembered, so that a second run need not read them; without one: in the
+    user's cache."""
+    rehash: bool = False
+    """Read every file again, also those whose size and times are as they were."""
+
+
+class IndexDeleteSettings(IndexSettings):
+    """What `dino-serve index delete` can be told."""
+
+    id: tuple[str, ...] = ()
+    """Items to delete; may be given several times. They can be brought back for seven days."""
+    filter: str | None = None
+    """JSON: delete the items whose metadata match."""
+    all: bool = False
+    """Delete the collection itself, with all its items. There is no way back."""
+    dry_run: bool = False
+    """Only say how many items would go."""
+    yes: bool = False
+    """Don't ask."""
 
 
 class IndexExportSettings(IndexPlaceSettings):

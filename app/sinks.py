@@ -9,21 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from app.client import DEFAULT_URL, Added, Client, Failure, NoService, ServiceRefused, Upload
-from app.errors import FingerprintMismatch, InvalidItem, Overloaded, TooLarge, UnknownCollection
+from app.adding import Addition, embed_patiently, make_items
+from app.client import DEFAULT_URL, Client, NoService, ServiceRefused
+from app.client_items import Added, Failure, StoredItem, Upload
+from app.errors import FingerprintMismatch, StorageError, UnknownCollection
 from app.indexing import BatchRefused, RequestLimits
 from app.inference.config import InferenceConfig
 from app.inference.engine import Engine
-from app.inference.results import ImageEmbedding, ImageFailure
+from app.inference.results import ImageFailure
+from app.inference.threads import cpu_budget
 from app.search.collection import Catalogue, Collection, Item
 from app.search.library import Collections
-from app.thumbnails import make_thumbnail
 from dino_core.bundle import load_bundle
-from dino_core.errors import ImageError
 
-_PAGE_ITEMS: Final = 1_000
-# Statuses that speak of what is in the request, and not of the service: too large, or an item that can't be.
-_ABOUT_THE_BATCH: Final = (413, 422)
+# Statuses that speak of what is in the request, and not of the service: too large, an item that can't be, or
+# a picture that our code has a fault with, or too much for one answer. All but one of the batch may pass.
+_ABOUT_THE_BATCH: Final = (413, 422, 500, 504)
+_ABSENCE_S: Final = 300.0  # a service that is started again, with a large collection, is back by then
 
 
 class ServiceSink:
@@ -46,11 +48,9 @@ class ServiceSink:
             images=info.max_images, request_bytes=info.max_request_bytes, image_bytes=info.max_image_bytes
         )
         self._description = f"collection {collection!r} of {client.base_url} (model {info.model_id})"
-        there = {summary.name: summary for summary in client.collections()}
-        if collection not in there:
-            client.create_collection(collection)
-        elif not there[collection].searchable:
-            sentence = _another_models(collection, there[collection].fingerprint, info.fingerprint)
+        there = client.collection(collection) or client.create_collection(collection)
+        if not there.searchable:
+            sentence = _another_models(collection, there.fingerprint, info.fingerprint)
             raise ServiceRefused(status=409, code=FingerprintMismatch.code, detail=sentence)
 
     @property
@@ -63,9 +63,9 @@ class ServiceSink:
         """What the service takes at once."""
         return self._limits
 
-    def known(self) -> dict[str, str]:
-        """Of everything that is there, id -> SHA-256."""
-        return {item.id: item.sha256 for item in self._client.items(self._collection)}
+    def stored(self, ids: Sequence[str]) -> list[StoredItem | None]:
+        """The items that are there, in the order of their ids."""
+        return self._client.get(self._collection, ids)
 
     def add(self, uploads: Sequence[Upload]) -> list[Added | Failure]:
         """Sends one request."""
@@ -84,7 +84,7 @@ class EngineSink:
         engine: Started; on `loop`.
         loop: Runs in another thread.
         collection: Of the engine's model.
-        thumbnail_threads: Where thumbnails are made.
+        workers: For disk and thumbnails.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class EngineSink:
         engine: Engine,
         loop: asyncio.AbstractEventLoop,
         collection: Collection,
-        thumbnail_threads: ThreadPoolExecutor,
+        workers: ThreadPoolExecutor,
     ) -> None:
         self._engine = engine
         self._loop = loop
         self._collection = collection
-        self._thumbnail_threads = thumbnail_threads
+        self._workers = workers
 
     @property
     def description(self) -> str:
@@ -114,55 +114,37 @@ class EngineSink:
             image_bytes=config.max_image_bytes,
         )
 
-    def known(self) -> dict[str, str]:
-        """Of everything that is there, id -> SHA-256."""
-        return dict(_ids_and_hashes(self._collection))
+    def stored(self, ids: Sequence[str]) -> list[StoredItem | None]:
+        """The items that are there, in the order of their ids."""
+        return [
+            None
+            if item is None
+            else StoredItem(id=item.id, sha256=item.sha256, metadata=item.metadata, source=item.source)
+            for item in self._collection.get(ids)
+        ]
 
     def add(self, uploads: Sequence[Upload]) -> list[Added | Failure]:
         """Embeds pictures, makes their thumbnails, and writes them."""
-        thumbnails = [self._thumbnail_threads.submit(_thumbnail, upload.data) for upload in uploads]
-        try:
-            results = asyncio.run_coroutine_threadsafe(
-                self._embed([upload.data for upload in uploads]), self._loop
-            ).result()
-        except TooLarge as error:
-            raise BatchRefused(
-                Failure(code=error.code, title=error.title, limit=error.limit, actual=error.actual)
-            ) from None
-        items = {
-            index: Item(
-                id=upload.id,
-                vector=result.embedding,
-                metadata=dict(upload.metadata),
-                sha256=result.sha256,
-                source=upload.source,
-                thumbnail=thumbnail.result(),
-            )
-            for index, (upload, result, thumbnail) in enumerate(
-                zip(uploads, results, thumbnails, strict=True)
-            )
-            if isinstance(result, ImageEmbedding)
-        }
-        try:
-            statuses = self._collection.upsert(
-                list(items.values()), fingerprint=self._engine.model.fingerprint
-            )
-        except InvalidItem as error:
-            raise BatchRefused(Failure(code=error.code, title=error.title)) from None
-        added = dict(zip(items, statuses, strict=True))
+        made = asyncio.run_coroutine_threadsafe(self._make(uploads), self._loop).result()
+        items = [item for item in made if isinstance(item, Item)]
+        statuses = iter(self._collection.upsert(items, fingerprint=self._engine.model.fingerprint))
         return [
-            _failure(result)
-            if isinstance(result, ImageFailure)
-            else Added(id=uploads[index].id, status=added[index])
-            for index, result in enumerate(results)
+            _failure(item) if isinstance(item, ImageFailure) else Added(id=item.id, status=next(statuses))
+            for item in made
         ]
 
-    async def _embed(self, images: list[bytes]) -> list[ImageEmbedding | ImageFailure]:
-        while True:
-            try:
-                return await self._engine.embed(images)
-            except Overloaded as busy:
-                await asyncio.sleep(busy.retry_after_s)
+    async def _make(self, uploads: Sequence[Upload]) -> list[Item | ImageFailure]:
+        additions = [
+            Addition(id=one.id, content=one.data, metadata=dict(one.metadata), source=one.source)
+            for one in uploads
+        ]
+        return await make_items(
+            additions,
+            collection=self._collection,
+            embed=lambda images: embed_patiently(self._engine, images),
+            workers=self._workers,
+            limits=self._engine.config.limits,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +186,9 @@ def open_sink(place: Place, *, collection: str) -> Iterator[ServiceSink | Engine
     with contextlib.ExitStack() as stack:
         client = service_at(place, stack)
         if client is not None:
-            yield ServiceSink(client, collection)
+            client.info()  # it must be there now; later it may be started again meanwhile
+            patient = Client(client.base_url, api_key=place.api_key, absence_s=_ABSENCE_S)
+            yield ServiceSink(stack.enter_context(patient), collection)
         else:
             yield stack.enter_context(_open_engine_sink(place, collection))
 
@@ -218,6 +202,20 @@ def service_at(place: Place, stack: contextlib.ExitStack) -> Client | None:
     """
     client = stack.enter_context(Client(place.server or DEFAULT_URL, api_key=place.api_key))
     return client if place.server is not None or _answers(client) else None
+
+
+def open_directory(place: Place) -> Collections:
+    """The place's directory, which must be there: for those who find no service and have no pictures to add.
+
+    Raises:
+        StorageError: It isn't there, or can't be used; so DirectoryInUse.
+    """
+    if not place.data_dir.is_dir():
+        raise StorageError(
+            f"no service runs at the default address, and there is no directory {place.data_dir}: "
+            "name one of the two"
+        )
+    return Collections.open(place.data_dir)
 
 
 def _answers(client: Client) -> bool:
@@ -239,8 +237,8 @@ def _open_engine_sink(place: Place, name: str) -> Iterator[EngineSink]:
         loop = stack.enter_context(_running_loop())
         asyncio.run_coroutine_threadsafe(engine.start(), loop).result()
         stack.callback(lambda: asyncio.run_coroutine_threadsafe(engine.stop(), loop).result())
-        threads = stack.enter_context(ThreadPoolExecutor(2, thread_name_prefix="thumbnail"))
-        yield EngineSink(engine, loop, collection, threads)
+        workers = stack.enter_context(ThreadPoolExecutor(2 * cpu_budget(), thread_name_prefix="index-worker"))
+        yield EngineSink(engine, loop, collection, workers)
 
 
 def _collection_for(engine: Engine, catalogue: Catalogue, name: str) -> Collection:
@@ -274,23 +272,6 @@ def _running_loop() -> Iterator[asyncio.AbstractEventLoop]:
         thread.join()
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
-
-
-def _ids_and_hashes(collection: Collection) -> Iterator[tuple[str, str]]:
-    cursor: str | None = None
-    while True:
-        page = collection.scroll(cursor=cursor, limit=_PAGE_ITEMS)
-        yield from ((item.id, item.sha256) for item in page.items)
-        cursor = page.next_cursor
-        if cursor is None:
-            return
-
-
-def _thumbnail(data: bytes) -> bytes | None:
-    try:
-        return make_thumbnail(data)
-    except ImageError:
-        return None  # the picture's own failure is the engine's to tell
 
 
 def _failure(result: ImageFailure) -> Failure:

@@ -119,7 +119,7 @@ def images_from_json(sent: Iterable[object], *, pointer: str) -> list[SentImage]
     Raises:
         InvalidJson: One is not a text.
     """
-    return [_image_from_json(value, pointer=f"{pointer}/{index}") for index, value in enumerate(sent)]
+    return [image_from_json(value, pointer=f"{pointer}/{index}") for index, value in enumerate(sent)]
 
 
 def require_images(upload: Upload) -> None:
@@ -213,7 +213,16 @@ def json_object(text: bytes) -> dict[str, Any]:
     return members
 
 
-def _image_from_json(value: object, *, pointer: str) -> SentImage:
+def image_from_json(value: object, *, pointer: str) -> SentImage:
+    """A base64 text or a data URI to a file.
+
+    Args:
+        value: Of a JSON document.
+        pointer: To it, for errors.
+
+    Raises:
+        InvalidJson: It is not a text.
+    """
     if isinstance(value, dict) and "url" in value:
         raise InvalidJson(
             "images by URL are not taken: fetch the image and send its bytes, as base64 or multipart",

@@ -33,7 +33,11 @@ def example(curl: str) -> dict[str, Any]:
 
 
 def body_of(
-    parameters: type[BaseModel], *, arrays: bool = False, json_body: type[BaseModel] | None = None
+    parameters: type[BaseModel],
+    *,
+    arrays: bool = False,
+    json_body: type[BaseModel] | None = None,
+    line: type[BaseModel] | None = None,
 ) -> dict[str, Any]:
     """The description of a body with images, and of its parameters in a query.
 
@@ -41,6 +45,7 @@ def body_of(
         parameters: What query and form may say.
         arrays: Whether application/x-npy is taken.
         json_body: The JSON body, where it is more than the parameters and `images`.
+        line: Of NDJSON, where the route takes it.
     """
     members = _inlined(parameters.model_json_schema()).get("properties", {})
     images = {"type": "array", "items": {"type": "string"}, "description": "Base64 texts or data URIs."}
@@ -51,6 +56,8 @@ def body_of(
         "application/json": {"schema": _inlined(json_body.model_json_schema()) if json_body else as_json},
         "image/*": {"schema": _BINARY},
     }
+    if line:
+        content["application/x-ndjson"] = {"schema": _inlined(line.model_json_schema())}
     if arrays:
         content["application/x-npy"] = {"schema": _BINARY}
     return {

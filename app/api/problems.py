@@ -94,7 +94,7 @@ def problem_response(error: ServiceError, *, request_id: str, instance: str) -> 
     """
     source = error.failure if isinstance(error, refusals.ImageRefused) else error
     status, title = _problem_of(error)
-    members = {name: getattr(source, name) for name in _MEMBERS if getattr(source, name, None) is not None}
+    members = _members(source)
     if isinstance(error, refusals.ImageRefused):
         members["index"] = error.index
     if isinstance(error, errors.Overloaded):
@@ -110,6 +110,15 @@ def problem_response(error: ServiceError, *, request_id: str, instance: str) -> 
         **members,
     }
     return Response(orjson.dumps(body), status, _headers(error, status), media_type=MEDIA_TYPE)
+
+
+def item_error(error: ServiceError) -> dict[str, object]:
+    """An error as it stands in the place of one item of an answer.
+
+    Args:
+        error: Of a type in `PROBLEMS`.
+    """
+    return {"code": error.code, "title": error.title, **_members(error)}
 
 
 def install(app: FastAPI) -> None:
@@ -141,7 +150,11 @@ def refusal_of(findings: list[ErrorDetails]) -> ServiceError:
         )
     if finding["type"] == "missing":
         message = "it is missing"
-    return refusals.InvalidParameter(f"{name}: {message}", parameter=name)
+    return refusals.InvalidParameter(f"{name}: {message}" if name else message, parameter=name)
+
+
+def _members(source: object) -> dict[str, object]:
+    return {name: getattr(source, name) for name in _MEMBERS if getattr(source, name, None) is not None}
 
 
 def _problem_of(error: ServiceError) -> Problem:

@@ -2,17 +2,18 @@
 
 import base64
 import binascii
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from app.api.problems import refusal_of
 
 OnError = Literal["item", "fail"]
 Include = Literal["metadata", "embedding"]
+MAX_IDS: Final = 10_000  # of one request
 
 
 def _json_text(value: object) -> object:
@@ -94,26 +95,76 @@ class AddParameters(Parameters):
     """JSON objects. Without metadata, the file's name is kept as `filename`."""
     sources: list[str] = []
     """Where the images came from: paths or addresses."""
+    fingerprint: str | None = None
+    """Of the model, as `X-Fingerprint`: unless it is the collection's, the answer is 409."""
 
 
 class NewItem(BaseModel):
-    """One item of a JSON request."""
+    """One item of a JSON request, or a line of NDJSON: an image, or an embedding that was made elsewhere."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    image: str
+    image: str | None = None
     """Base64 or a data URI."""
+    embedding: Annotated[list[float] | None, BeforeValidator(_vector)] = None
+    """In place of an image: numbers, or base64 of little-endian float32; the request names the model's
+    `fingerprint`."""
     id: str | None = None
-    """Without one: the SHA-256 of the image's bytes."""
+    """Without one: the SHA-256 of the image's bytes. An embedding needs one."""
     metadata: dict[str, Any] = {}
     source: str | None = None
     """Where the image came from."""
+
+    @model_validator(mode="after")
+    def _refuse_what_is_no_item(self) -> Self:
+        if (self.image is None) == (self.embedding is None):
+            raise ValueError("an item has either an `image` or an `embedding`")
+        if self.embedding is not None and self.id is None:
+            raise ValueError("an embedding needs an `id`")
+        return self
 
 
 class AddItems(Parameters):
     """`POST /collections/{name}/items` as JSON."""
 
     items: list[NewItem]
+    fingerprint: str | None = None
+    """Of the model that made the embeddings; it may also stand in the query, or in `X-Fingerprint`."""
+
+
+class StreamParameters(BaseModel):
+    """`POST /collections/{name}/items` as NDJSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    fingerprint: str | None = None
+    """Of the model that made the embeddings; it may also stand in `X-Fingerprint`."""
+
+
+class ItemIds(BaseModel):
+    """`POST /collections/{name}/items/get` and `/undelete`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    ids: Annotated[list[str], Field(max_length=MAX_IDS)]
+
+
+class DeleteItems(BaseModel):
+    """`POST /collections/{name}/items/delete`: one of the two."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    ids: Annotated[list[str], Field(max_length=MAX_IDS)] | None = None
+    filter: dict[str, Any] | None = None
+    """Items whose metadata match."""
+    dry_run: bool = False
+    """Only count them."""
+
+    @model_validator(mode="after")
+    def _refuse_both_and_neither(self) -> Self:
+        if (self.ids is None) == (self.filter is None):
+            raise ValueError("say which items: either `ids` or a `filter`")
+        return self
 
 
 class NewCollection(BaseModel):
@@ -264,6 +315,24 @@ class ItemsAnswer(BaseModel):
 
     data: list[ItemAnswer]
     next_cursor: str | None
+
+
+class FoundItems(BaseModel):
+    """Items in the order of the ids that were asked for; null where there is none."""
+
+    data: list[ItemAnswer | None]
+
+
+class Deleted(BaseModel):
+    """How many items were deleted; of a dry run, how many would be."""
+
+    deleted: int
+
+
+class Undeleted(BaseModel):
+    """How many items came back."""
+
+    undeleted: int
 
 
 class ProblemAnswer(BaseModel):

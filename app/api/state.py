@@ -84,8 +84,18 @@ def collection_of_this_model(state: State, name: str) -> Collection:
         FingerprintMismatch: It is another model's.
     """
     collection = state["catalogue"].get(name)
-    served = state["engine"].model.fingerprint
+    refuse_other_model(collection, served=state["engine"].model.fingerprint)
+    return collection
+
+
+def refuse_other_model(collection: Collection, *, served: str) -> None:
+    """Refuses to let the served model's embeddings meet another model's.
+
+    Raises:
+        FingerprintMismatch: The collection is another model's.
+    """
     if collection.fingerprint != served:
+        name = collection.name
         raise FingerprintMismatch(
             f"collection {name!r} holds embeddings of another model ({collection.fingerprint}) than that "
             f"served ({served}). Make its embeddings anew with the served model by POST /collections/"
@@ -94,7 +104,6 @@ def collection_of_this_model(state: State, name: str) -> Collection:
             expected=collection.fingerprint,
             found=served,
         )
-    return collection
 
 
 async def in_worker(state: State, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

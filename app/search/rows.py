@@ -99,6 +99,20 @@ def unit_vectors(vectors_ND: npt.NDArray[np.floating], *, dimensions: int, what:
     return unit_ND
 
 
+def check_vector(vector: npt.NDArray[np.floating], *, dimensions: int, where: str) -> None:
+    """Refuses a vector that has no place among others, before it is one of a batch.
+
+    Raises:
+        InvalidVector: It is not [D], not finite, or zero.
+    """
+    if vector.shape != (dimensions,):
+        raise InvalidVector(_wrong_shape(vector.shape, dimensions=dimensions, where=where))
+    if not np.isfinite(vector).all():
+        raise InvalidVector(f"the vector of {where} has NaN or infinite numbers")
+    if not vector.any():
+        raise InvalidVector(f"the vector of {where} is zero: it has no direction to compare")
+
+
 def _wrong_shape(shape: tuple[int, ...], *, dimensions: int, where: str) -> str:
     found = f"{shape[0]} dimensions" if len(shape) == 1 else f"the shape {list(shape)}"
     return f"the vector of {where} has {found}; this collection's have {dimensions}"
