@@ -1,7 +1,6 @@
 """The wire contract: what requests may say and what answers look like."""
 
 import base64
-import binascii
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -12,10 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from app.api.problems import refusal_of
 
 OnError = Literal["item", "fail"]
-Include = Literal["metadata", "embedding"]
 
 
-def _json_text(value: object) -> object:
+def json_text(value: object) -> object:
     """A query or a form has only text; there, JSON stands in it."""
     if not isinstance(value, str):
         return value
@@ -23,22 +21,6 @@ def _json_text(value: object) -> object:
         return orjson.loads(value)
     except orjson.JSONDecodeError:
         raise ValueError("it is not valid JSON") from None
-
-
-def _comma_list(value: object) -> object:
-    """`include=metadata,embedding`, as queries spell lists."""
-    return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
-
-
-def _vector(value: object) -> object:
-    """Numbers, or base64 of little-endian float32."""
-    if not isinstance(value, str):
-        return value
-    try:
-        data = binascii.a2b_base64(value, strict_mode=True)
-        return np.frombuffer(data, "<f4").tolist()
-    except (binascii.Error, ValueError):
-        raise ValueError("it is neither a list of numbers nor base64 of little-endian float32") from None
 
 
 class Parameters(BaseModel):
@@ -64,33 +46,12 @@ class EmbedParameters(Parameters):
     """Of the numbers that are sent."""
 
 
-class SimilarParameters(Parameters):
-    """`POST /similar`."""
-
-    collection: str = "default"
-    """Where to search."""
-    k: Annotated[int, Field(ge=1, le=1000)] = 10
-    """Neighbours of each query."""
-    offset: Annotated[int, Field(ge=0)] = 0
-    """How many of the nearest to pass over."""
-    threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """The least cosine."""
-    filter: Annotated[dict[str, Any] | None, BeforeValidator(_json_text)] = None
-    """Only items whose metadata match."""
-    include: Annotated[tuple[Include, ...], BeforeValidator(_comma_list)] = ("metadata",)
-    """What to say of each neighbour, beside id and score."""
-    id: str | None = None
-    """Search by an item of the collection; the item itself is not among its neighbours."""
-    embedding: Annotated[list[float] | None, BeforeValidator(_vector)] = None
-    """Search by an embedding: numbers, or base64 of little-endian float32."""
-
-
 class AddParameters(Parameters):
     """`POST /collections/{name}/items`, multipart or raw: id, metadata and source of each image, or none."""
 
     ids: list[str] = []
     """Without ids, an image's id is the SHA-256 of its bytes."""
-    metadata: list[Annotated[dict[str, Any], BeforeValidator(_json_text)]] = []
+    metadata: list[Annotated[dict[str, Any], BeforeValidator(json_text)]] = []
     """JSON objects. Without metadata, the file's name is kept as `filename`."""
     sources: list[str] = []
     """Where the images came from: paths or addresses."""
@@ -177,40 +138,6 @@ class EmbedAnswer(BaseModel):
     model: Model
     data: list[Embedded]
     usage: Usage
-
-
-class SearchedCollection(BaseModel):
-    """Where neighbours came from; a score is a cosine, in [-1, 1], higher is nearer."""
-
-    name: str
-    fingerprint: str
-    items: int
-    metric: Literal["cosine"]
-
-
-class Neighbour(BaseModel):
-    """One item found."""
-
-    id: str
-    score: float
-    metadata: dict[str, Any] | None = None
-    embedding: list[float] | None = None
-
-
-class Neighbours(BaseModel):
-    """Of one query, best first; or the image's error."""
-
-    index: int
-    neighbours: list[Neighbour] | None = None
-    error: ImageError | None = None
-
-
-class SimilarAnswer(BaseModel):
-    """Of `POST /similar`."""
-
-    model: Model
-    collection: SearchedCollection
-    data: list[Neighbours]
 
 
 class Added(BaseModel):
