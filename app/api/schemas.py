@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from app.api.problems import refusal_of
+from app.api.refusals import InvalidParameter
 
 OnError = Literal["item", "fail"]
 
@@ -94,6 +95,17 @@ class ListParameters(BaseModel):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     cursor: str | None = None
     """`next_cursor` of the page before."""
+    filter: str | None = None
+    """Only items whose metadata match: JSON, say `{"field": "album", "eq": "sea"}`."""
+
+
+class CountItems(BaseModel):
+    """`POST /collections/{name}/count`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    filter: dict[str, Any] | None = None
+    """Only items whose metadata match, say `{"field": "album", "eq": "sea"}`; without it, all."""
 
 
 class Model(BaseModel):
@@ -157,6 +169,15 @@ class AddAnswer(BaseModel):
     data: list[Added]
 
 
+class Successor(BaseModel):
+    """A collection that is being built to take another's place; nobody searches it yet."""
+
+    fingerprint: str
+    dimensions: int
+    items: int
+    """That it has so far."""
+
+
 class CollectionAnswer(BaseModel):
     """One collection."""
 
@@ -167,6 +188,39 @@ class CollectionAnswer(BaseModel):
     metric: Literal["cosine"] = "cosine"
     searchable: bool
     """Whether it holds embeddings of the model that is served."""
+    aliases: list[str]
+    """Other names that lead to it."""
+    successor: Successor | None
+    """What is being built to take its place."""
+    created_at: float
+    """In seconds since 1970."""
+
+
+class StatsAnswer(BaseModel):
+    """What keeping and searching a collection takes."""
+
+    deleted: int
+    """Items that can still be undeleted."""
+    method: str
+    """How it is searched without a filter."""
+    indexed: int
+    """Items that the method's own structure covers; the others are compared one by one."""
+    recall: float | None
+    """Of the 10 nearest, as measured when the structure was built; 1 where everything is compared."""
+    memory_bytes: int
+    disk_bytes: int | None
+
+
+class DescribedCollectionAnswer(CollectionAnswer):
+    """One collection, and what keeping and searching it takes."""
+
+    stats: StatsAnswer
+
+
+class CountAnswer(BaseModel):
+    """How many items there are, or match."""
+
+    count: int
 
 
 class CollectionsAnswer(BaseModel):
@@ -223,6 +277,18 @@ def parse(model: type[AnyParameters], values: dict[str, Any]) -> AnyParameters:
         return model.model_validate(values)
     except ValidationError as error:
         raise refusal_of(error.errors(include_context=False, include_url=False)) from None
+
+
+def json_parameter(name: str, text: str) -> Any:  # noqa: ANN401 - any JSON
+    """What stands as JSON in a parameter of a query.
+
+    Raises:
+        InvalidParameter: It is not JSON.
+    """
+    try:
+        return json_text(text)
+    except ValueError as error:
+        raise InvalidParameter(f"{name}: {error}", parameter=name) from None
 
 
 def base64_of(vector: NDArray[np.floating]) -> str:

@@ -98,8 +98,8 @@ async def similar(request: Request, state: StateDep) -> Response:
     A score is the cosine similarity: 1 is the same direction, 0 is unrelated. Each image, id and embedding of
     a request has its neighbours or its own error, best first; equal scores are in order of id. `threshold`,
     `max_score`, `filter` and `exclude` say what may be found at all; `offset` and `k` count what was chosen
-    among it. `diversify` and `group_by` don't go together. With `group_by`, an answer has `groups` in place of
-    `neighbours`.
+    among it. `diversify` and `group_by` don't go together. With `group_by`, an answer has `groups` in place
+    of `neighbours`.
     """
     media_type = answers.negotiate(request, answers.JSON, answers.MSGPACK)
     settings, model = state["settings"], state["engine"].model
