@@ -19,7 +19,7 @@ from app.api.embed import check_failures, embed_images, failure_answer, model_an
 from app.api.openapi import answer_of, body_of, example
 from app.api.refusals import InvalidParameter, NoImages
 from app.api.schemas import parse
-from app.api.similar_schemas import Example, SimilarAnswer, SimilarParameters
+from app.api.similar_schemas import Example, SentVectors, SimilarAnswer, SimilarParameters
 from app.api.state import State, StateDep, collection_of_this_model, in_worker, timed, while_connected
 from app.errors import FingerprintMismatch, InvalidQuery, InvalidVector, TooLarge, UnknownItem
 from app.inference.results import ImageEmbedding, ImageFailure
@@ -360,12 +360,14 @@ def _found_by_examples(
 
 
 def _one_row(example: Example, dimensions: int) -> Row:
-    rows: Row = example.embedding.rows(dimensions)
+    sent: SentVectors = example.embedding
+    rows = sent.rows(dimensions)
     if rows.shape != (1, dimensions):
         raise InvalidVector(
             f"an example is one embedding of {dimensions} numbers; found {rows.shape[0]} of {rows.shape[1]}"
         )
-    return rows[0]
+    row: Row = rows[0]
+    return row
 
 
 def _examples(given: Sequence[Example], rows: Sequence[Row], *, dimensions: int) -> Examples:

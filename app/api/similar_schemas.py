@@ -63,7 +63,7 @@ def _sent_vectors(value: object) -> SentVectors | None:
             return SentVectors(np.frombuffer(binascii.a2b_base64(value, strict_mode=True), "<f4"), flat=True)
         except (binascii.Error, ValueError):
             raise ValueError(_NO_VECTORS) from None
-    rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    rows: list[Any] = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     # By hand, as NumPy would read "1" and true and null as numbers too.
     if not all(isinstance(row, list) and all(type(x) in (float, int) for x in row) for row in rows):
         raise ValueError(_NO_VECTORS)

@@ -10,7 +10,7 @@ from typing import cast
 
 from app.errors import InvalidFilter, InvalidQuery
 from app.search.collection import Json, Neighbour
-from app.search.filters import MAX_CONDITIONS, MAX_DEPTH, Condition, Scalar, parse_filter
+from app.search.filters import MAX_CONDITIONS, MAX_DEPTH, Condition, Operator, Scalar, parse_filter
 from app.search.ranking import MAX_RESULTS, Finder, Narrowing, Window
 
 _LEAST_CANDIDATES = 64
@@ -51,14 +51,14 @@ class Grouping:
         if not 1 <= self.group_size <= MAX_RESULTS:
             raise InvalidQuery(f"group_size is {self.group_size}; it must be 1 to {MAX_RESULTS:,}")
         try:
-            parse_filter(self._condition(exists=True))
+            parse_filter(self._condition("exists", True))
         except InvalidFilter as error:
             raise InvalidQuery(f"group_by can't be: {error.title}") from None
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
         """The path, from the outside in."""
-        return cast(Condition, parse_filter(self._condition(exists=True))).keys
+        return cast(Condition, parse_filter(self._condition("exists", True))).keys
 
     def value_of(self, metadata: Mapping[str, Json]) -> Scalar | None:
         """What an item has in the field; None where that is no string, number or boolean."""
@@ -73,19 +73,18 @@ class Grouping:
         """The filter for items that have a string, a number or a boolean there."""
         return {
             "or": [
-                self._condition(gte=""),
-                self._condition(gte=_LEAST_NUMBER),
-                self._condition(**{"in": [False, True]}),
+                self._condition("gte", ""),
+                self._condition("gte", _LEAST_NUMBER),
+                self._condition("in", [False, True]),
             ]
         }
 
     def with_value_in(self, values: Sequence[Scalar]) -> Json:
         """The filter for items that have one of some values there."""
-        return self._condition(**{"in": list(values)})
+        return self._condition("in", [*values])
 
-    def _condition(self, **operators: Json) -> dict[str, Json]:
-        field: Json = self.field if isinstance(self.field, str) else list(self.field)
-        return {"field": field, **operators}
+    def _condition(self, operator: Operator, operand: Json) -> dict[str, Json]:
+        return {"field": self.field if isinstance(self.field, str) else [*self.field], operator: operand}
 
 
 def grouped(

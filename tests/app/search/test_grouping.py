@@ -23,7 +23,8 @@ def album_of(number: int) -> Json:
     """One album has two items of three; the others are small, some are odd, and some items have none."""
     if number % 3:
         return "large"
-    return [number, None, True, 1, 1.0, "1", ["a"], {"b": 1}, "", f"album {number % 50}"][number % 10]
+    others: list[Json] = [number, None, True, 1, 1.0, "1", ["a"], {"b": 1}, "", f"album {number % 50}"]
+    return others[number % 10]
 
 
 @pytest.fixture(scope="module")
