@@ -33,6 +33,8 @@ _NPY_MAGIC: Final = b"\x93NUMPY"
 _PARTS_PER_IMAGE: Final = 4  # the file, its id, its metadata, its source
 _OTHER_PARTS: Final = 32
 _MAX_TEXT_BYTES: Final = 64 * 2**10  # four times what metadata may have
+_COUNTED_AT_ONCE_BYTES: Final = 2**20
+_VALUE_BYTES: Final = 26  # the longest text of a float64, with a comma and a space
 _PARSED_AT_ONCE_BYTES: Final = 64 * 2**10  # in 0.2 ms, as long as handing it to a thread and back takes
 
 
@@ -202,20 +204,36 @@ async def _take_chunks(request: Request, state: State, take: Callable[[bytes], N
 
 
 def _json_upload(text: bytes, max_values: int | None) -> Upload:
-    # Base64 has no commas, so this bounds lists and objects and not the size of images.
-    if max_values is not None and (values := text.count(b",") + 1) > max_values:
-        raise TooLarge(
-            f"the JSON has about {values:,} values, at most {max_values:,} are read here: send fewer "
-            "embeddings at once, or as base64",
-            limit=max_values,
-            actual=values,
-        )
+    if max_values is not None:
+        _refuse_many_values(text, max_values)
     members = json_object(text)
     images = members.pop("images", [])
     if not isinstance(images, list):
         raise InvalidJson("`images` is not an array of base64 texts or data URIs", pointer="/images")
     files = images_from_json(images, pointer="/images")
     return Upload(files, [None] * len(files), parameters=members, in_body=True)
+
+
+def _refuse_many_values(text: bytes, limit: int) -> None:
+    """Counts commas: base64 has none, so this bounds lists and objects and not the size of images."""
+    longest = limit * _VALUE_BYTES
+    if len(text) > longest and b'"image' not in text:
+        raise TooLarge(
+            f"the JSON has {len(text):,} bytes and no images; without images, at most {longest:,} are read "
+            "here: send fewer embeddings at once",
+            limit=longest,
+            actual=len(text),
+        )
+    values = 1
+    for start in range(0, len(text), _COUNTED_AT_ONCE_BYTES):
+        values += text.count(b",", start, start + _COUNTED_AT_ONCE_BYTES)
+        if values > limit:
+            raise TooLarge(
+                f"the JSON has more than {limit:,} values, which is as many as are read here: send fewer "
+                "embeddings at once, or as base64",
+                limit=limit,
+                actual=values,
+            )
 
 
 def json_object(text: bytes) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class _Question:
 
     Attributes:
         images: To embed: the queries themselves, or those among the examples, in order.
+        rows_QD: The embeddings to search by; None where there are none.
     """
 
     upload: Upload
@@ -60,6 +61,7 @@ class _Question:
     narrowing: Narrowing
     grouping: Grouping | None
     images: list[SentImage]
+    rows_QD: Row | None
 
 
 @dataclass(kw_only=True)
@@ -130,6 +132,10 @@ def _question(state: State, upload: Upload, *, header_fingerprint: str | None) -
     grouping = None
     if parameters.group_by is not None:
         grouping = Grouping(field=parameters.group_by, group_size=parameters.group_size or 1)
+    max_queries = state["settings"].max_client_batch_size
+    rows_QD = None
+    if parameters.embedding is not None:
+        rows_QD = parameters.embedding.rows(collection.dimensions, at_most=max_queries, name="embedding")
     question = _Question(
         upload=upload,
         parameters=parameters,
@@ -144,8 +150,9 @@ def _question(state: State, upload: Upload, *, header_fingerprint: str | None) -
         ),
         grouping=grouping,
         images=upload.images or _images_of_examples(parameters),
+        rows_QD=rows_QD,
     )
-    _check_amounts(question, max_queries=state["settings"].max_client_batch_size)
+    _check_amounts(question, max_queries=max_queries)
     return question
 
 
@@ -196,12 +203,10 @@ def _check_fingerprint(collection: Collection, *said: str | None) -> None:
 
 
 def _check_amounts(question: _Question, *, max_queries: int) -> None:
-    parameters = question.parameters
-    queries = len(question.upload.images) or 1
-    if isinstance(parameters.id, list):
-        queries = len(parameters.id)
-    elif parameters.embedding is not None:
-        queries = len(parameters.embedding.rows(question.collection.dimensions))
+    asked = question.parameters.id
+    queries = len(asked) if isinstance(asked, list) else 1
+    if question.parameters.positive == []:
+        queries = max(queries, len(question.images), 0 if question.rows_QD is None else len(question.rows_QD))
     if queries > max_queries:
         raise TooLarge(
             f"the request has {queries} queries, at most {max_queries} are taken: send fewer at once",
@@ -267,8 +272,8 @@ def _answer(
 
 def _queries(question: _Question, embedded: Sequence[ImageEmbedding | ImageFailure]) -> _Queries:
     parameters, queries = question.parameters, _Queries()
-    if parameters.embedding is not None:
-        queries.rows = list(parameters.embedding.rows(question.collection.dimensions))
+    if question.rows_QD is not None:
+        queries.rows = list(question.rows_QD)
         queries.places = list(range(len(queries.rows)))
     elif parameters.id is not None:
         _add_items(queries, question, parameters.id)
@@ -361,12 +366,9 @@ def _found_by_examples(
 
 def _one_row(example: Example, dimensions: int) -> Row:
     sent: SentVectors = example.embedding
-    rows = sent.rows(dimensions)
-    if rows.shape != (1, dimensions):
-        raise InvalidVector(
-            f"an example is one embedding of {dimensions} numbers; found {rows.shape[0]} of {rows.shape[1]}"
-        )
-    row: Row = rows[0]
+    (row,) = sent.rows(dimensions, at_most=1, name="embedding")
+    if len(row) != dimensions:
+        raise InvalidVector(f"an example has an embedding of {len(row)} numbers; expected {dimensions}")
     return row
 
 

@@ -18,61 +18,83 @@ from pydantic import (
     model_validator,
 )
 
+from app.api.refusals import InvalidParameter
 from app.api.schemas import ImageError, Model, Parameters, json_text
-from app.errors import InvalidVector
+from app.errors import InvalidVector, TooLarge
 from app.search.ranking import MAX_EXAMPLES, MAX_RESULTS
 
 Include = Literal["metadata", "embedding"]
 
 
+_NO_VECTORS = "it is neither a list of numbers, nor a list of such lists, nor base64 of little-endian float32"
+
+
 @dataclass(frozen=True)
 class SentVectors:
-    """Embeddings as they were sent.
+    """Embeddings as they were sent; a text is decoded where it is known how long it may be.
 
     Attributes:
-        numbers: One or two axes.
-        flat: Whether they were a text, which has no second axis.
+        sent: Numbers with one or two axes, or base64.
     """
 
-    numbers: NDArray[Any]
-    flat: bool
+    sent: NDArray[np.float64] | str
 
-    def rows(self, dimensions: int) -> NDArray[Any]:
+    def rows(self, dimensions: int, *, at_most: int, name: str) -> NDArray[np.floating[Any]]:
         """One row for each embedding, [N, D]; what else the search can't use, it says itself.
 
+        Args:
+            dimensions: D.
+            at_most: How many embeddings are taken.
+            name: The parameter's, for errors.
+
         Raises:
+            TooLarge: There are more.
+            InvalidParameter: A text is not base64.
             InvalidVector: A text is not of whole embeddings.
         """
-        if not self.flat:
-            return np.atleast_2d(self.numbers)
-        if not self.numbers.size or self.numbers.size % dimensions:
-            raise InvalidVector(
-                f"the embedding's text has {self.numbers.size} numbers; an embedding has {dimensions}, and "
-                "several follow one another"
-            )
-        return self.numbers.reshape(-1, dimensions)
+        if isinstance(self.sent, str):
+            _refuse_more(len(self.sent) * 3 // 4 // (4 * dimensions), at_most)
+            return _decoded(self.sent, dimensions, name)
+        _refuse_more(len(self.sent) if self.sent.ndim > 1 else 1, at_most)
+        return np.atleast_2d(self.sent)
+
+
+def _refuse_more(actual: int, limit: int) -> None:
+    if actual > limit:
+        raise TooLarge(
+            f"there are {actual:,} embeddings where at most {limit} may be: send fewer at once",
+            limit=limit,
+            actual=actual,
+        )
+
+
+def _decoded(text: str, dimensions: int, name: str) -> NDArray[np.floating[Any]]:
+    try:
+        numbers = np.frombuffer(binascii.a2b_base64(text, strict_mode=True), "<f4")
+    except (binascii.Error, ValueError):  # ValueError: characters beyond ASCII, or a part of a number
+        raise InvalidParameter(f"{name}: {_NO_VECTORS}", parameter=name) from None
+    if not numbers.size or numbers.size % dimensions:
+        raise InvalidVector(
+            f"the text of {name} has {numbers.size} numbers; an embedding has {dimensions}, and several "
+            "follow one another"
+        )
+    return numbers.reshape(-1, dimensions)
 
 
 def _sent_vectors(value: object) -> SentVectors | None:
-    if value is None:
-        return None
     if isinstance(value, str) and value.startswith("["):
         value = json_text(value)
-    if isinstance(value, str):
-        try:
-            return SentVectors(np.frombuffer(binascii.a2b_base64(value, strict_mode=True), "<f4"), flat=True)
-        except (binascii.Error, ValueError):
-            raise ValueError(_NO_VECTORS) from None
+    if value is None or isinstance(value, str):
+        return None if value is None else SentVectors(value)
     rows: list[Any] = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     # By hand, as NumPy would read "1" and true and null as numbers too.
     if not all(isinstance(row, list) and all(type(x) in (float, int) for x in row) for row in rows):
         raise ValueError(_NO_VECTORS)
     if len({len(row) for row in rows}) > 1:
         raise ValueError("its lists are not of one length: each embedding has the model's dimensions")
-    return SentVectors(np.array(value, dtype=np.float64), flat=False)
+    return SentVectors(np.array(value, dtype=np.float64))
 
 
-_NO_VECTORS = "it is neither a list of numbers, nor a list of such lists, nor base64 of little-endian float32"
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 Vectors = Annotated[
     Any,

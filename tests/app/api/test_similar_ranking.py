@@ -328,8 +328,8 @@ NUMBERS = [1.0] * D
         pytest.param({"positive": [[1.0, 2.0]]}, 422, "invalid_vector", id="a like of other dimensions"),
         pytest.param(
             {"positive": [{"embedding": [NUMBERS, NUMBERS]}]},
-            422,
-            "invalid_vector",
+            413,
+            "request_too_large",
             id="two embeddings in one like",
         ),
         pytest.param({"positive": [{"id": IDS[0], "weight": 0}]}, 400, "invalid_parameter", id="no weight"),
@@ -411,6 +411,9 @@ def test_what_can_not_be_asked_is_refused_and_changes_nothing(
         pytest.param(b'{"id": ' + b"[" * 100_000, 400, "invalid_json", id="deep JSON"),
         pytest.param(b'{"id": ' + b"[" * 500 + b"]" * 500 + b"}", 400, "invalid_parameter", id="deep lists"),
         pytest.param(b'{"embedding": [' + b"1," * 10_000_000 + b"1]}", 413, "request_too_large", id="20 MB"),
+        pytest.param(
+            b'{"embedding": "' + b"AAAA" * 20_000 + b'"}', 413, "request_too_large", id="312 in text"
+        ),
         pytest.param(
             b'{"embedding": "' + base64.b64encode(bytes(30_000_000)) + b'"}',
             413,
