@@ -140,7 +140,7 @@ class Example(BaseModel):
 
 
 Examples = Annotated[
-    list[Annotated[Example, BeforeValidator(_example)]],
+    list[Annotated[Example, BeforeValidator(_example, json_schema_input_type=str | list[float] | Example)]],
     BeforeValidator(json_text),
     Field(max_length=MAX_EXAMPLES),
 ]
