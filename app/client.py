@@ -18,9 +18,8 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, Unpack, cast
 from urllib.parse import quote
 
 import httpx
@@ -39,6 +38,22 @@ from app.client_items import (
     item_line,
     stored_of,
 )
+from app.client_search import (
+    Explained,
+    Found,
+    FoundGroup,
+    Image,
+    Options,
+    Query,
+    Row,
+    body_of,
+    bytes_of,
+    explained_of,
+    found_of,
+    groups_of,
+    parameters_of,
+    vectors_text,
+)
 from app.search.collection import Json
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
@@ -49,7 +64,6 @@ _NO_CONTENT: Final = 204
 _PAGE_ITEMS: Final = 1_000
 _LONGEST_DEADLINE_S: Final = 600.0  # that the service takes
 
-Image = bytes | Path
 _Method = Literal["GET", "POST", "PUT", "DELETE"]
 
 
@@ -113,15 +127,6 @@ class Embedded:
     height_px: int
     format: str
     sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """A neighbour; the score is a cosine."""
-
-    id: str
-    score: float
-    metadata: dict[str, Json]
 
 
 class Client:
@@ -240,7 +245,7 @@ class Client:
             "POST",
             "/embed",
             params={"encoding": "base64", "on_error": "item", **self._deadline},
-            files=_parts(map(_bytes, images)),
+            files=_parts(map(bytes_of, images)),
         )
         return [failure_of(one) if "error" in one else _embedded(one) for one in answer["data"]]
 
@@ -360,47 +365,97 @@ class Client:
             if cursor is None:
                 return
 
-    def similar(
-        self,
-        image: Image | None = None,
-        *,
-        id: str | None = None,
-        collection: str = "default",
-        k: int = 10,
-        offset: int = 0,
-        threshold: float | None = None,
-        filter: Mapping[str, Json] | None = None,
-    ) -> list[Found] | Failure:
-        """The nearest items of an image, or of an item of the collection.
+    def count(self, collection: str, *, filter: Mapping[str, Json] | None = None) -> int:
+        """How many items a collection has, or how many of them match.
+
+        Raises:
+            ServiceRefused: There is no such collection, or the filter is malformed.
+        """
+        said = {} if filter is None else {"filter": dict(filter)}
+        return int(self._ask("POST", f"{path_of(collection)}/count", json=said)["count"])
+
+    def similar(self, image: Image | None = None, **query: Unpack[Query]) -> list[Found] | Failure:
+        """The nearest items of an image, an item, an embedding, or of likes and dislikes.
+
+            client.similar(Path("cat.jpg"), k=5, filter={"field": "album", "eq": "sea"})
+            client.similar(id="cats/1.jpg", diversify=0.3)
+            client.similar(positive=["cats/1.jpg", Path("cat.jpg")], negative=["dogs/1.jpg"])
 
         Args:
             image: A file or its bytes.
-            id: An item of the collection, in place of an image.
-            collection: Where to search.
-            k: How many.
-            offset: How many of the nearest to pass over.
-            threshold: The least cosine.
-            filter: On metadata, as `app.search.filters` says.
+            **query: What to search by in place of an image, and how; see `app.client_search.Query`.
 
         Raises:
-            OSError: The file can't be read.
+            OSError: A file can't be read.
             ServiceRefused: There is no such item or collection, or a parameter can't be.
         """
-        asked = {"collection": collection, "k": k, "offset": offset, "threshold": threshold, "filter": filter}
-        said = {name: value for name, value in asked.items() if value is not None}
-        if image is None:
-            answer = self._ask("POST", "/similar", json=said | {"id": id})
+        (one,) = self._similar(image, query)["data"]
+        return failure_of(one) if "error" in one else found_of(one["neighbours"])
+
+    def similar_groups(
+        self,
+        group_by: str | Sequence[str],
+        image: Image | None = None,
+        *,
+        group_size: int = 1,
+        **query: Unpack[Query],
+    ) -> list[FoundGroup] | Failure:
+        """The best items of each value of a metadata field, in order of each value's best.
+
+        Args:
+            group_by: A path with dots, or its keys; items without the field are left out.
+            image: As in `similar`.
+            group_size: Items of each value; `k` counts the values.
+            **query: As in `similar`.
+
+        Raises:
+            OSError: As `similar`, and so ServiceRefused.
+        """
+        keys = group_by if isinstance(group_by, str) else list(group_by)
+        (one,) = self._similar(image, query, group_by=keys, group_size=group_size)["data"]
+        return failure_of(one) if "error" in one else groups_of(one["groups"])
+
+    def similar_each(
+        self,
+        *,
+        images: Sequence[Image] = (),
+        ids: Sequence[str] = (),
+        vectors: Sequence[Row] | npt.NDArray[np.floating[Any]] = (),
+        **options: Unpack[Options],
+    ) -> list[list[Found] | Failure]:
+        """The nearest items of several images, items or embeddings, asked for at once.
+
+        Returns:
+            An answer for each, in order; one that is unknown or no image has its own failure.
+
+        Raises:
+            OSError: A file can't be read.
+            ServiceRefused: The request as a whole is refused.
+        """
+        body = body_of(cast(Query, options))
+        if len(images):
+            files = _parts(map(bytes_of, images))
+            params = parameters_of(body) | {"on_error": "item", **self._deadline}
+            answer = self._ask("POST", "/similar", params=params, files=files)
         else:
-            params = {name: json.dumps(value) if name == "filter" else value for name, value in said.items()}
-            params |= {"on_error": "item", **self._deadline}
-            answer = self._ask("POST", "/similar", params=params, files=_parts([_bytes(image)]))
-        (one,) = answer["data"]
-        if "error" in one:
-            return failure_of(one)
-        return [
-            Found(id=found["id"], score=found["score"], metadata=found["metadata"])
-            for found in one["neighbours"]
-        ]
+            by = {"id": list(ids)} if len(ids) else {"embedding": vectors_text(vectors)}
+            answer = self._ask("POST", "/similar", json=body | by)
+        return [failure_of(one) if "error" in one else found_of(one["neighbours"]) for one in answer["data"]]
+
+    def explain(self, image: Image | None = None, **query: Unpack[Query]) -> Explained:
+        """How a search is done, among how many items, and in which time; arguments as in `similar`.
+
+        Raises:
+            OSError: As `similar`, and so ServiceRefused.
+        """
+        return explained_of(self._similar(image, query, explain=True)["explain"])
+
+    def _similar(self, image: Image | None, query: Query, **more: Any) -> Any:  # noqa: ANN401 - JSON
+        body = body_of(query) | more
+        if image is None:
+            return self._ask("POST", "/similar", json=body)
+        params = parameters_of(body) | {"on_error": "item", **self._deadline}
+        return self._ask("POST", "/similar", params=params, files=_parts([bytes_of(image)]))
 
     def ask(self, method: _Method, path: str, *, retry: bool = True, **request: Any) -> Any:  # noqa: ANN401 - JSON, and httpx's arguments
         """One answer's JSON, of a route that has no method here; None where it has none.
@@ -491,10 +546,6 @@ def _asked_to_wait_s(response: httpx.Response) -> float | None:
         return max(0.0, float(response.headers["retry-after"]))
     except (KeyError, ValueError):
         return None
-
-
-def _bytes(image: Image) -> bytes:
-    return image.read_bytes() if isinstance(image, Path) else image
 
 
 def _parts(images: Iterable[bytes]) -> list[tuple[str, tuple[str, bytes, str]]]:

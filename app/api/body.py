@@ -25,6 +25,7 @@ from app.api.refusals import (
     UploadTimeout,
 )
 from app.api.state import State, in_worker
+from app.errors import TooLarge
 from app.inference.results import ImageFailure
 
 SentImage = bytes | ImageFailure  # a file, or why what was sent can't be one
@@ -32,6 +33,9 @@ _NPY_MAGIC: Final = b"\x93NUMPY"
 _PARTS_PER_IMAGE: Final = 4  # the file, its id, its metadata, its source
 _OTHER_PARTS: Final = 32
 _MAX_TEXT_BYTES: Final = 64 * 2**10  # four times what metadata may have
+_COUNTED_AT_ONCE_BYTES: Final = 2**20
+_VALUE_BYTES: Final = 26  # the longest text of a float64, with a comma and a space
+_PARSED_AT_ONCE_BYTES: Final = 64 * 2**10  # in 0.2 ms, as long as handing it to a thread and back takes
 
 
 @dataclass
@@ -56,7 +60,12 @@ class Upload:
 
 
 async def read_upload(
-    request: Request, state: State, *, lists: Iterable[str] = (), arrays: bool = False
+    request: Request,
+    state: State,
+    *,
+    lists: Iterable[str] = (),
+    arrays: bool = False,
+    max_values: int | None = None,
 ) -> Upload:
     """Reads a body with images.
 
@@ -65,6 +74,8 @@ async def read_upload(
         state: For limits and threads.
         lists: Names of the parameters that may be given several times in a form.
         arrays: Whether the route takes application/x-npy.
+        max_values: How many values a JSON body may have: parsing millions of numbers, unlike images, would
+            keep other requests waiting, also from another thread.
 
     Raises:
         UnsupportedMediaType: The body is of another kind.
@@ -83,7 +94,10 @@ async def read_upload(
             texts += form
         case "application/json":
             text = await _read_all(request, state)
-            upload = await in_worker(state, _json_upload, text)
+            if len(text) <= _PARSED_AT_ONCE_BYTES:
+                upload = _json_upload(text, max_values)
+            else:
+                upload = await in_worker(state, _json_upload, text, max_values)
         case "application/x-npy" if arrays:
             data = await _read_all(request, state)
             upload = Upload(pixels=await in_worker(state, _array, data))
@@ -189,13 +203,37 @@ async def _take_chunks(request: Request, state: State, take: Callable[[bytes], N
         raise ClientLeft("the caller closed the connection before the body was here") from None
 
 
-def _json_upload(text: bytes) -> Upload:
+def _json_upload(text: bytes, max_values: int | None) -> Upload:
+    if max_values is not None:
+        _refuse_many_values(text, max_values)
     members = json_object(text)
     images = members.pop("images", [])
     if not isinstance(images, list):
         raise InvalidJson("`images` is not an array of base64 texts or data URIs", pointer="/images")
     files = images_from_json(images, pointer="/images")
     return Upload(files, [None] * len(files), parameters=members, in_body=True)
+
+
+def _refuse_many_values(text: bytes, limit: int) -> None:
+    """Counts commas: base64 has none, so this bounds lists and objects and not the size of images."""
+    longest = limit * _VALUE_BYTES
+    if len(text) > longest and b'"image' not in text:
+        raise TooLarge(
+            f"the JSON has {len(text):,} bytes and no images; without images, at most {longest:,} are read "
+            "here: send fewer embeddings at once",
+            limit=longest,
+            actual=len(text),
+        )
+    values = 1
+    for start in range(0, len(text), _COUNTED_AT_ONCE_BYTES):
+        values += text.count(b",", start, start + _COUNTED_AT_ONCE_BYTES)
+        if values > limit:
+            raise TooLarge(
+                f"the JSON has more than {limit:,} values, which is as many as are read here: send fewer "
+                "embeddings at once, or as base64",
+                limit=limit,
+                actual=values,
+            )
 
 
 def json_object(text: bytes) -> dict[str, Any]:

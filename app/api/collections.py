@@ -1,5 +1,6 @@
-"""`/collections`: make, list, look at and delete collections."""
+"""`/collections`: make, list, look at, count and delete collections."""
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -8,10 +9,19 @@ from starlette.responses import Response
 from app.api import answers
 from app.api.body import read_json
 from app.api.embed import model_answer
-from app.api.openapi import answer_of, json_body_of
-from app.api.schemas import CollectionAnswer, CollectionsAnswer, NewCollection, parse
+from app.api.openapi import answer_of, example, json_body_of
+from app.api.schemas import (
+    CollectionAnswer,
+    CollectionsAnswer,
+    CountAnswer,
+    CountItems,
+    DescribedCollectionAnswer,
+    NewCollection,
+    parse,
+)
 from app.api.state import State, StateDep, in_worker
-from app.search.collection import CollectionInfo
+from app.errors import UnknownCollection
+from app.search.collection import CollectionInfo, CollectionStats
 
 router = APIRouter(prefix="/collections", tags=["collections"])
 
@@ -45,16 +55,39 @@ async def create_collection(request: Request, state: StateDep) -> Response:
         fingerprint=model.fingerprint,
         dimensions=model.dimensions,
     )
-    answer = answers.structured(await _described(new.name, state), answers.JSON)
+    answer = answers.structured(await in_worker(state, _described, new.name, state), answers.JSON)
     answer.status_code = 201
     answer.headers["Location"] = f"/collections/{new.name}"
     return answer
 
 
-@router.get("/{name}", summary="Look at a collection", responses={200: answer_of(CollectionAnswer)})
+@router.get("/{name}", summary="Look at a collection", responses={200: answer_of(DescribedCollectionAnswer)})
 async def read_collection(name: str, state: StateDep) -> Response:
-    """Says whose embeddings a collection holds, and how many."""
-    return answers.structured(await _described(name, state), answers.JSON)
+    """Says whose embeddings a collection holds, how many, and what keeping and searching them takes.
+
+    An alias answers with the collection that it leads to.
+    """
+
+    def describe() -> dict[str, Any]:
+        return _described(name, state) | {"stats": _stats_answer(state["catalogue"].get(name).stats())}
+
+    return answers.structured(await in_worker(state, describe), answers.JSON)
+
+
+@router.post(
+    "/{name}/count",
+    summary="Count items",
+    responses={200: answer_of(CountAnswer)},
+    openapi_extra=json_body_of(CountItems)
+    | example(
+        """curl {origin}/collections/default/count --json '{"filter": {"field": "album", "eq": "sea"}}'"""
+    ),
+)
+async def count_items(request: Request, name: str, state: StateDep) -> Response:
+    """Counts the items of a collection, or those whose metadata match a filter."""
+    asked = parse(CountItems, await read_json(request, state))
+    count = await in_worker(state, lambda: state["catalogue"].get(name).count(asked.filter))
+    return answers.structured({"count": count}, answers.JSON)
 
 
 @router.delete("/{name}", status_code=204, summary="Delete a collection")
@@ -64,18 +97,13 @@ async def delete_collection(name: str, state: StateDep) -> Response:
     return Response(status_code=204)
 
 
-async def _described(name: str, state: State) -> dict[str, Any]:
-    def describe() -> CollectionInfo:
-        collection = state["catalogue"].get(name)
-        return CollectionInfo(
-            name=collection.name,
-            fingerprint=collection.fingerprint,
-            dimensions=collection.dimensions,
-            items=collection.count(),
-            created_at=0.0,
-        )
-
-    return _collection_answer(await in_worker(state, describe), state)
+def _described(name: str, state: State) -> dict[str, Any]:
+    """One collection as a listing has it; blocks."""
+    own_name = state["catalogue"].get(name).name
+    for info in state["catalogue"].list():
+        if info.name == own_name:
+            return _collection_answer(info, state)
+    raise UnknownCollection(f"the collection {name[:64]!r} was deleted")
 
 
 def _collection_answer(info: CollectionInfo, state: State) -> dict[str, Any]:
@@ -86,4 +114,18 @@ def _collection_answer(info: CollectionInfo, state: State) -> dict[str, Any]:
         "items": info.items,
         "metric": "cosine",
         "searchable": info.fingerprint == state["engine"].model.fingerprint,
+        "aliases": info.aliases,
+        "successor": None if info.successor is None else asdict(info.successor),
+        "created_at": info.created_at,
+    }
+
+
+def _stats_answer(stats: CollectionStats) -> dict[str, Any]:
+    return {
+        "deleted": stats.deleted,
+        "method": stats.method,
+        "indexed": stats.indexed,
+        "recall": stats.recall,
+        "memory_bytes": stats.memory_bytes,
+        "disk_bytes": stats.disk_bytes,
     }

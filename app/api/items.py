@@ -29,6 +29,7 @@ from app.api.schemas import (
     ListParameters,
     NewItem,
     StreamParameters,
+    json_parameter,
     parse,
 )
 from app.api.state import StateDep, in_worker, timed, while_connected, write_to_current
@@ -111,10 +112,12 @@ async def add_items(request: Request, name: str, state: StateDep) -> Response:
 
 @router.get("", summary="List items", responses={200: answer_of(ItemsAnswer)})
 async def list_items(name: str, state: StateDep, parameters: Annotated[ListParameters, Query()]) -> Response:
-    """Lists items in order of id, a page at a time."""
+    """Lists items in order of id, a page at a time: all, or those whose metadata match a filter."""
+    filter = None if parameters.filter is None else json_parameter("filter", parameters.filter)
 
     def page() -> dict[str, Any]:
-        found = state["catalogue"].get(name).scroll(cursor=parameters.cursor, limit=parameters.limit)
+        collection = state["catalogue"].get(name)
+        found = collection.scroll(cursor=parameters.cursor, limit=parameters.limit, filter=filter)
         return {"data": [item_answer(item) for item in found.items], "next_cursor": found.next_cursor}
 
     return answers.structured(await in_worker(state, page), answers.JSON)

@@ -27,9 +27,9 @@ def answer_of(model: type[BaseModel], *media_types: str) -> dict[str, Any]:
     return {"model": model, "content": others}
 
 
-def example(curl: str) -> dict[str, Any]:
-    """An operation's example; `{origin}` is where the service is."""
-    return {"x-codeSamples": [{"lang": "shell", "source": curl}]}
+def example(*commands: str) -> dict[str, Any]:
+    """An operation's examples, for a shell; `{origin}` is where the service is."""
+    return {"x-codeSamples": [{"lang": "shell", "source": command} for command in commands]}
 
 
 def body_of(

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from app.api.problems import refusal_of
+from app.api.refusals import InvalidParameter
 
 OnError = Literal["item", "fail"]
-Include = Literal["metadata", "embedding"]
 MAX_IDS: Final = 10_000  # of one request
 
 
-def _json_text(value: object) -> object:
+def json_text(value: object) -> object:
     """A query or a form has only text; there, JSON stands in it."""
     if not isinstance(value, str):
         return value
@@ -24,11 +24,6 @@ def _json_text(value: object) -> object:
         return orjson.loads(value)
     except orjson.JSONDecodeError:
         raise ValueError("it is not valid JSON") from None
-
-
-def _comma_list(value: object) -> object:
-    """`include=metadata,embedding`, as queries spell lists."""
-    return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
 
 
 def _vector(value: object) -> object:
@@ -65,33 +60,12 @@ class EmbedParameters(Parameters):
     """Of the numbers that are sent."""
 
 
-class SimilarParameters(Parameters):
-    """`POST /similar`."""
-
-    collection: str = "default"
-    """Where to search."""
-    k: Annotated[int, Field(ge=1, le=1000)] = 10
-    """Neighbours of each query."""
-    offset: Annotated[int, Field(ge=0)] = 0
-    """How many of the nearest to pass over."""
-    threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """The least cosine."""
-    filter: Annotated[dict[str, Any] | None, BeforeValidator(_json_text)] = None
-    """Only items whose metadata match."""
-    include: Annotated[tuple[Include, ...], BeforeValidator(_comma_list)] = ("metadata",)
-    """What to say of each neighbour, beside id and score."""
-    id: str | None = None
-    """Search by an item of the collection; the item itself is not among its neighbours."""
-    embedding: Annotated[list[float] | None, BeforeValidator(_vector)] = None
-    """Search by an embedding: numbers, or base64 of little-endian float32."""
-
-
 class AddParameters(Parameters):
     """`POST /collections/{name}/items`, multipart or raw: id, metadata and source of each image, or none."""
 
     ids: list[str] = []
     """Without ids, an image's id is the SHA-256 of its bytes."""
-    metadata: list[Annotated[dict[str, Any], BeforeValidator(_json_text)]] = []
+    metadata: list[Annotated[dict[str, Any], BeforeValidator(json_text)]] = []
     """JSON objects. Without metadata, the file's name is kept as `filename`."""
     sources: list[str] = []
     """Where the images came from: paths or addresses."""
@@ -184,6 +158,17 @@ class ListParameters(BaseModel):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     cursor: str | None = None
     """`next_cursor` of the page before."""
+    filter: str | None = None
+    """Only items whose metadata match: JSON, say `{"field": "album", "eq": "sea"}`."""
+
+
+class CountItems(BaseModel):
+    """`POST /collections/{name}/count`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    filter: dict[str, Any] | None = None
+    """Only items whose metadata match, say `{"field": "album", "eq": "sea"}`; without it, all."""
 
 
 class Model(BaseModel):
@@ -230,40 +215,6 @@ class EmbedAnswer(BaseModel):
     usage: Usage
 
 
-class SearchedCollection(BaseModel):
-    """Where neighbours came from; a score is a cosine, in [-1, 1], higher is nearer."""
-
-    name: str
-    fingerprint: str
-    items: int
-    metric: Literal["cosine"]
-
-
-class Neighbour(BaseModel):
-    """One item found."""
-
-    id: str
-    score: float
-    metadata: dict[str, Any] | None = None
-    embedding: list[float] | None = None
-
-
-class Neighbours(BaseModel):
-    """Of one query, best first; or the image's error."""
-
-    index: int
-    neighbours: list[Neighbour] | None = None
-    error: ImageError | None = None
-
-
-class SimilarAnswer(BaseModel):
-    """Of `POST /similar`."""
-
-    model: Model
-    collection: SearchedCollection
-    data: list[Neighbours]
-
-
 class Added(BaseModel):
     """What became of one image; what is `added` or `updated` is on disk."""
 
@@ -281,6 +232,15 @@ class AddAnswer(BaseModel):
     data: list[Added]
 
 
+class Successor(BaseModel):
+    """A collection that is being built to take another's place; nobody searches it yet."""
+
+    fingerprint: str
+    dimensions: int
+    items: int
+    """That it has so far."""
+
+
 class CollectionAnswer(BaseModel):
     """One collection."""
 
@@ -291,6 +251,39 @@ class CollectionAnswer(BaseModel):
     metric: Literal["cosine"] = "cosine"
     searchable: bool
     """Whether it holds embeddings of the model that is served."""
+    aliases: list[str]
+    """Other names that lead to it."""
+    successor: Successor | None
+    """What is being built to take its place."""
+    created_at: float
+    """In seconds since 1970."""
+
+
+class StatsAnswer(BaseModel):
+    """What keeping and searching a collection takes."""
+
+    deleted: int
+    """Items that can still be undeleted."""
+    method: str
+    """How it is searched without a filter."""
+    indexed: int
+    """Items that the method's own structure covers; the others are compared one by one."""
+    recall: float | None
+    """Of the 10 nearest, as measured when the structure was built; 1 where everything is compared."""
+    memory_bytes: int
+    disk_bytes: int | None
+
+
+class DescribedCollectionAnswer(CollectionAnswer):
+    """One collection, and what keeping and searching it takes."""
+
+    stats: StatsAnswer
+
+
+class CountAnswer(BaseModel):
+    """How many items there are, or match."""
+
+    count: int
 
 
 class CollectionsAnswer(BaseModel):
@@ -365,6 +358,18 @@ def parse(model: type[AnyParameters], values: dict[str, Any]) -> AnyParameters:
         return model.model_validate(values)
     except ValidationError as error:
         raise refusal_of(error.errors(include_context=False, include_url=False)) from None
+
+
+def json_parameter(name: str, text: str) -> Any:  # noqa: ANN401 - any JSON
+    """What stands as JSON in a parameter of a query.
+
+    Raises:
+        InvalidParameter: It is not JSON.
+    """
+    try:
+        return json_text(text)
+    except ValueError as error:
+        raise InvalidParameter(f"{name}: {error}", parameter=name) from None
 
 
 def base64_of(vector: NDArray[np.floating]) -> str:

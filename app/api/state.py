@@ -43,7 +43,7 @@ class State(TypedDict):
     timings_ms: NotRequired[dict[str, float]]
 
 
-def state_of(request: Request) -> State:
+async def state_of(request: Request) -> State:  # async, as FastAPI runs other dependencies in threads
     """The state that the lifespan made."""
     return cast(State, request.scope["state"])
 
@@ -51,7 +51,7 @@ def state_of(request: Request) -> State:
 StateDep = Annotated[State, Depends(state_of)]
 
 
-def expect_fingerprint(
+async def expect_fingerprint(
     state: StateDep,
     expected: Annotated[
         str | None,

@@ -57,7 +57,13 @@ function bodyOf(operation) {
   const content = operation.requestBody?.content;
   if (!content) return [];
   const kinds = Object.keys(content).flatMap((kind, index) => (index ? [", ", code(kind)] : [code(kind)]));
-  return [element("h4", "", "Body"), element("p", "", ...kinds)];
+  // What may stand in the query is in the table above already.
+  const above = new Set((operation.parameters ?? []).map((parameter) => parameter.name));
+  const rows = Object.entries(content["application/json"]?.schema?.properties ?? {})
+    .filter(([name]) => !above.has(name))
+    .map(([name, schema]) => rowOf(name, schema));
+  const members = rows.length ? [tableOf(["JSON member", "Type", "Default", ""], rows)] : [];
+  return [element("h4", "", "Body"), element("p", "", ...kinds), ...members];
 }
 
 function answersOf(operation) {

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from app.client import Added, Client, Embedded, Failure, NoService, ServiceRefused, Upload
+from app.client_search import Found, Weighted
+from app.search.collection import Json
 from tests.app.running import ROOT, Service, picture, running_service, write_tiny_bundle
 
 
@@ -82,6 +84,79 @@ def test_what_was_added_is_found_listed_and_not_added_again(client: Client) -> N
     assert filtered == []
     assert [item.id for item in client.items("photos")] == [upload.id for upload in batch]
     assert {"default", "photos"} <= {summary.name for summary in client.collections()}
+
+
+def test_items_vectors_likes_and_batches_are_searched_and_counted(client: Client) -> None:
+    client.create_collection("liked")
+    names = [upload.id for upload in uploads(*range(10, 18))]
+    client.add("liked", uploads(*range(10, 18)))
+    assert client.count("liked") == 8
+    low: dict[str, Json] = {"field": "seed", "lt": 14}
+    assert client.count("liked", filter=low) == 4
+
+    def ids(found: list[Found] | Failure) -> list[str]:
+        assert isinstance(found, list), found
+        return [one.id for one in found]
+
+    plain = client.similar(id=names[0], collection="liked")
+    embedded = [one for one in client.embed([picture(10), picture(11)]) if isinstance(one, Embedded)]
+    vector = embedded[0].embedding
+    assert ids(client.similar(vector=vector, collection="liked"))[1:] == ids(plain)
+    assert ids(client.similar(vector=vector.tolist(), collection="liked", exact=True))[1:] == ids(plain)
+    assert ids(client.similar(positive=[names[0]], collection="liked")) == ids(plain)
+    weighted = client.similar(positive=[Weighted(names[0], 2.0), vector], collection="liked")
+    assert ids(weighted) == ids(plain)
+    liked = client.similar(
+        positive=[picture(10), names[1]],
+        negative=[vector * 0.5],
+        collection="liked",
+        exclude=[names[0]],
+        filter=low,
+    )
+    assert set(ids(liked)) == {names[2], names[3]}
+    best = client.similar(
+        positive=names[:2], negative=names[7:], collection="liked", strategy="best_score", k=3
+    )
+    assert set(ids(best)) <= set(names[2:7])
+    diverse = client.similar(picture(10), collection="liked", diversify=0.5, filter=low, exclude=names[:1])
+    assert set(ids(diverse)) == set(names[1:4])
+
+    by_id = client.similar_each(ids=[names[0], "nobody"], collection="liked")
+    assert ids(by_id[0]) == ids(plain)
+    assert isinstance(by_id[1], Failure)
+    assert by_id[1].code == "unknown_item"
+    both = np.stack([one.embedding for one in embedded])
+    by_vector = client.similar_each(vectors=both, collection="liked", k=1)
+    assert [ids(one) for one in by_vector] == [names[:1], names[1:2]]
+    by_image = client.similar_each(images=[picture(10), b"none"], collection="liked", k=1, filter=low)
+    assert ids(by_image[0]) == names[:1]
+    assert isinstance(by_image[1], Failure)
+
+
+def test_groups_and_explanations_are_read(client: Client) -> None:
+    client.create_collection("grouped")
+    batch = [
+        Upload(id=f"{seed}", data=picture(seed), metadata={"deep": {"parity": seed % 2 == 0}})
+        for seed in range(20, 28)
+    ]
+    client.add("grouped", batch)
+    groups = client.similar_groups("deep.parity", id="20", group_size=2, collection="grouped")
+    assert isinstance(groups, list)
+    assert {group.value for group in groups} == {True, False}
+    assert [len(group.neighbours) for group in groups] == [2, 2]
+    assert client.similar_groups(["deep", "parity"], id="20", group_size=2, collection="grouped") == groups
+    by_picture = client.similar_groups("deep.parity", picture(20), collection="grouped")
+    assert isinstance(by_picture, list)
+    assert by_picture[0].neighbours[0].id == "20"
+    assert isinstance(client.similar_groups("deep", b"no image", collection="grouped"), Failure)
+    explained = client.explain(id="20", collection="grouped", filter={"field": "deep.parity", "eq": True})
+    assert (explained.method, explained.items, explained.matched) == ("rows", 8, 4)
+    assert client.explain(picture(20), collection="grouped").matched is None
+
+
+def test_vectors_of_another_model_are_refused(client: Client) -> None:
+    with pytest.raises(ServiceRefused, match="fingerprint_mismatch"):
+        client.similar(vector=[1.0] * 48, fingerprint="sha256:other")
 
 
 def test_an_image_that_cannot_be_added_or_searched_says_why(client: Client) -> None:

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 
 import pytest
@@ -18,8 +19,12 @@ def test_collections_are_made_listed_looked_at_and_deleted(start: StartApi, bund
         "items": 0,
         "metric": "cosine",
         "searchable": True,
+        "aliases": [],
+        "successor": None,
     }
-    assert (made.status_code, made.json()) == (201, expected)
+    answer = made.json()
+    assert abs(answer.pop("created_at") - time.time()) < 60
+    assert (made.status_code, answer) == (201, expected)
     assert made.headers["Location"] == "/collections/holiday"
     names = [collection["name"] for collection in api.http.get("/collections").json()["data"]]
     assert names == ["default", "holiday"]
