@@ -20,6 +20,7 @@
     ├── PredecessorChanged   something was written to a collection while its successor was finished
     ├── Unsupported          the engine that keeps the collections can't do this
     ├── InvalidImport        a Parquet file that is not one of ours, or can't be kept
+    ├── ComputationFailed    a map, duplicates or clusters could not be computed
     ├── StorageError         the data directory is damaged, foreign, full or newer than this program
     └── DirectoryInUse       another process has the data directory open; `pid` says which
 
@@ -199,6 +200,12 @@ class InvalidImport(ServiceError):
     """A file to import is no Parquet of ours: a column is missing, of another type, or damaged."""
 
     code = "invalid_import"
+
+
+class ComputationFailed(ServiceError):
+    """A map, duplicates or clusters could not be computed; the log says why."""
+
+    code = "computation_failed"
 
 
 class StorageError(ServiceError):

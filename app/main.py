@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.middleware import Middleware
 
-from app.api import collections, embed, health, info, items, problems, similar
+from app.api import collections, embed, health, info, items, problems, reading, similar
 from app.api.context import RequestContext
 from app.api.guard import BodyLimit, EncodedItemPaths, Guard, read_api_keys
 from app.api.openapi import PROBLEM_RESPONSES, describe_problems
@@ -19,6 +20,8 @@ from app.errors import UnknownCollection
 from app.inference.engine import Engine
 from app.inference.threads import cpu_budget
 from app.search.collection import Catalogue, Collection
+from app.search.library import Collections
+from app.search.reading import ReadingJobs
 from app.settings import Settings
 from app.telemetry import Metrics
 from dino_core.bundle import Manifest
@@ -57,6 +60,9 @@ def create_app(
         await engine.start()
         # Twice the cores: half of this work waits for the disk.
         workers = ThreadPoolExecutor(2 * cpu_budget(), thread_name_prefix="dino-worker")
+        reading_jobs = ReadingJobs(
+            catalogue, folder=_reading_folder(settings, catalogue), threads=max(1, cpu_budget() // 2)
+        )
         try:
             yield State(
                 settings=settings,
@@ -65,9 +71,11 @@ def create_app(
                 catalogue=catalogue,
                 metrics=metrics,
                 workers=workers,
+                reading=reading_jobs,
             )
         finally:
             await engine.stop()
+            reading_jobs.close()
             workers.shutdown()
 
     app = FastAPI(
@@ -92,13 +100,18 @@ def create_app(
     )
     problems.install(app)
     api = APIRouter(dependencies=[Depends(expect_fingerprint)])
-    for resource in (embed, similar, collections, items, info):
+    for resource in (embed, similar, collections, items, reading, info):
         api.include_router(resource.router)
     app.include_router(api)
     app.include_router(health.router)
     app.include_router(page_router(Pages()))
     describe_problems(app)
     return app
+
+
+def _reading_folder(settings: Settings, catalogue: Catalogue) -> Path | None:
+    """Where maps and the like are kept: in the data directory, if it is this process's."""
+    return settings.data_dir / "derived" / "reading" if isinstance(catalogue, Collections) else None
 
 
 def ensure_default_collection(catalogue: Catalogue, engine: Engine) -> Collection:

@@ -43,6 +43,7 @@ PROBLEMS: Final[dict[type[ServiceError], Problem]] = {
     errors.PredecessorChanged: Problem(409, "The collection was written to meanwhile"),
     errors.Unsupported: Problem(501, "The engine can't do this"),
     errors.InvalidImport: Problem(422, "The file can't be imported"),
+    errors.ComputationFailed: Problem(500, "The computation failed"),
     errors.StorageError: Problem(507, "The collections can't be written or read"),
     errors.DirectoryInUse: Problem(503, "Another process has the collections"),
     refusals.InvalidJson: Problem(400, "The body is not the JSON that this route takes"),

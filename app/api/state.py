@@ -13,6 +13,7 @@ from app.api.refusals import ClientLeft
 from app.errors import FingerprintMismatch
 from app.inference.engine import Engine
 from app.search.collection import Catalogue, Collection
+from app.search.reading import ReadingJobs
 from app.settings import Settings
 from app.telemetry import Metrics
 from dino_core.bundle import Manifest
@@ -30,6 +31,7 @@ class State(TypedDict):
     catalogue: Catalogue
     metrics: Metrics
     workers: ThreadPoolExecutor
+    reading: ReadingJobs
     request_id: NotRequired[str]
     timings_ms: NotRequired[dict[str, float]]
 
