@@ -70,7 +70,7 @@ async def read_map(
 async def read_duplicates(
     request: Request, name: str, state: StateDep, parameters: Annotated[DuplicatesParameters, Query()]
 ) -> Response:
-    """Groups of pictures that are the same, or nearly, the largest groups first.
+    """Groups of pictures that are the same, or nearly, the surest first.
 
     Each item is linked with those of its 16 nearest whose cosine reaches the threshold, and what hangs
     together by links is a group; so a group may be a chain, whose `min_score` is low. Another threshold is

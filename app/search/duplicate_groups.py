@@ -62,7 +62,7 @@ class DuplicateGroup:
 
 @dataclass(frozen=True)
 class DuplicatePage:
-    """Some groups, the largest first; of one size, those with the strongest link first.
+    """Some groups, the surest first: a group is as sure as the weakest link that holds it together.
 
     Attributes:
         groups: In order.
@@ -79,10 +79,10 @@ class DuplicatePage:
 
 @dataclass(frozen=True)
 class _Groups:
-    """Rows of members, group after group, rising in each."""
+    """Rows of members, rising in each group, and each group's weakest link."""
 
     rows: list[list[int]]
-    best: list[float]
+    weakest: list[float]
 
 
 def duplicate_page(
@@ -93,7 +93,7 @@ def duplicate_page(
     Args:
         collection: That the result is of.
         result: Of "duplicates".
-        threshold: The least cosine of a link, at least `MIN_THRESHOLD`.
+        threshold: The least cosine of a link, from `MIN_THRESHOLD` to 1.
         limit: The most groups; a page of large ones has fewer.
         cursor: From the page before; it holds when the result was replaced since.
 
@@ -103,9 +103,9 @@ def duplicate_page(
     groups = _groups(result, threshold)
     count = len(groups.rows)
 
-    def place(index: int) -> tuple[int, float, bytes]:
+    def place(index: int) -> tuple[float, int, bytes]:
         first_id = result.ids.take(groups.rows[index][:1])[0]
-        return -len(groups.rows[index]), -groups.best[index], first_id.encode()
+        return -groups.weakest[index], -len(groups.rows[index]), first_id.encode()
 
     start = 0 if cursor is None else bisect.bisect_right(range(count), _place_of_cursor(cursor), key=place)
     stop, listed = start, 0
@@ -133,18 +133,17 @@ def _groups(result: Result, threshold: float) -> _Groups:
             parents[row] = row = parents[above]
         return row
 
-    best: dict[int, float] = {}
+    weakest: dict[int, float] = {}
     links = result.kept.arrays["link_rows"][:count].tolist()
     for (one, other), score in zip(links, scores[:count].tolist(), strict=True):
         low, high = sorted((root(one), root(other)))
         parents[high] = low
-        # Links fall, so a group's first is its strongest.
-        best[low] = max(best.get(low, score), best.get(high, score))
+        weakest[low] = score  # links fall, so a group's last is its weakest
     members: defaultdict[int, list[int]] = defaultdict(list)
     for row in sorted(parents):
         members[root(row)].append(row)
-    ordered = sorted(members, key=lambda first: (-len(members[first]), -best[first], first))
-    return _Groups([members[first] for first in ordered], [best[first] for first in ordered])
+    ordered = sorted(members, key=lambda first: (-weakest[first], -len(members[first]), first))
+    return _Groups([members[first] for first in ordered], [weakest[first] for first in ordered])
 
 
 def _described(
@@ -226,16 +225,15 @@ def _pixels(metadata: dict[str, Json]) -> float | None:
     return None
 
 
-def _cursor_of_place(place: tuple[int, float, bytes]) -> str:
-    size, score, first_id = place
-    return base64.urlsafe_b64encode(json.dumps([size, score, first_id.decode()]).encode()).decode("ascii")
+def _cursor_of_place(place: tuple[float, int, bytes]) -> str:
+    score, size, first_id = place
+    return base64.urlsafe_b64encode(json.dumps([score, size, first_id.decode()]).encode()).decode("ascii")
 
 
-def _place_of_cursor(cursor: str) -> tuple[int, float, bytes]:
+def _place_of_cursor(cursor: str) -> tuple[float, int, bytes]:
     try:
-        size, score, first_id = json.loads(
-            base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True)
-        )
-        return int(size), float(score), str(first_id).encode()
-    except (ValueError, TypeError):  # binascii.Error and the Unicode errors are ValueErrors
+        text = base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True)
+        score, size, first_id = json.loads(text)
+        return float(score), int(size), str(first_id).encode()
+    except (ValueError, TypeError, OverflowError):  # binascii.Error and the Unicode errors are ValueErrors
         raise InvalidQuery("the cursor is not one that a page gave; begin again without one") from None

@@ -3,7 +3,6 @@
 Dimension key: N items, in order of id · D embedding
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from app.search.collection import Collection, Item, Vector
+from app.search.collection import Collection, Vector
 from app.search.reading_file import Array, Ids
 
 PAGE_ITEMS: Final = 250  # a page is made under the interpreter's lock, in about 5 ms
 _SHA256_BYTES: Final = 32
+_NO_HASH: Final = bytes(_SHA256_BYTES)
 _VECTORS, _IDS, _ENDS, _HASHES = "vectors.f32", "ids.utf8", "ends.i64", "sha256.u8"
 
 
@@ -75,7 +75,7 @@ def write_spool(
                 end += int(lengths.sum())
                 ids.write(b"".join(texts))
                 vectors.write(np.stack([item.vector for item in page.items]).astype("<f4").tobytes())
-                hashes.write(b"".join(_hash_of(item) for item in page.items))
+                hashes.write(b"".join(bytes.fromhex(item.sha256) or _NO_HASH for item in page.items))
             written += len(texts)
             report(min(1.0, written / expected))
             cursor = page.next_cursor
@@ -98,14 +98,3 @@ def _mapped(path: Path, dtype: str, row: Sequence[int]) -> Array:
     if path.stat().st_size == 0:
         return np.empty((0, *row), dtype)
     return np.memmap(path, dtype, mode="r").reshape(-1, *row)
-
-
-def _hash_of(item: Item) -> bytes:
-    if not item.sha256:
-        return bytes(_SHA256_BYTES)
-    try:
-        digest = bytes.fromhex(item.sha256)
-    except ValueError:
-        digest = b""
-    # Whoever gave something else than a SHA-256 still means that equal texts are equal images.
-    return digest if len(digest) == _SHA256_BYTES else hashlib.sha256(item.sha256.encode()).digest()
