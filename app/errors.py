@@ -22,6 +22,7 @@
     ├── InvalidImport        a Parquet file that is not one of ours, or can't be kept
     ├── UnknownSnapshot      no snapshot has this name
     ├── NothingToReindex     the collection's vectors are of the model that is served
+    ├── ComputationFailed    a map, duplicates or clusters could not be computed
     ├── StorageError         the data directory is damaged, foreign, full or newer than this program
     └── DirectoryInUse       another process has the data directory open; `pid` says which
 
@@ -213,6 +214,12 @@ class NothingToReindex(ServiceError):
     """The collection's vectors are already of the model that is served."""
 
     code = "nothing_to_reindex"
+
+
+class ComputationFailed(ServiceError):
+    """A map, duplicates or clusters could not be computed; the log says why."""
+
+    code = "computation_failed"
 
 
 class StorageError(ServiceError):

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.middleware import Middleware
@@ -19,6 +20,7 @@ from app.api import (
     items,
     many_items,
     problems,
+    reading,
     reindex,
     similar,
     snapshots,
@@ -34,6 +36,8 @@ from app.inference.engine import Engine
 from app.inference.threads import cpu_budget
 from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
+from app.search.library import Collections
+from app.search.reading import ReadingJobs
 from app.search.snapshots import SNAPSHOTS_FOLDER, Snapshots
 from app.settings import Settings
 from app.telemetry import Metrics
@@ -76,6 +80,9 @@ def create_app(
         bulk = ThreadPoolExecutor(1, thread_name_prefix="dino-bulk")
         loop = asyncio.get_running_loop()
         reindex_jobs = ReindexJobs(catalogue, engine, loop)
+        reading_jobs = ReadingJobs(
+            catalogue, folder=_reading_folder(settings, catalogue), threads=max(1, cpu_budget() // 2)
+        )
         try:
             yield State(
                 settings=settings,
@@ -87,11 +94,13 @@ def create_app(
                 bulk=bulk,
                 snapshots=Snapshots(settings.data_dir / SNAPSHOTS_FOLDER),
                 reindex_jobs=reindex_jobs,
+                reading=reading_jobs,
             )
         finally:
             await loop.run_in_executor(None, reindex_jobs.stop)  # it needs the loop, and the engine
             await engine.stop()
             bulk.shutdown()
+            reading_jobs.close()
             workers.shutdown()
 
     app = FastAPI(
@@ -130,6 +139,7 @@ def create_app(
         reindex,
         aliases,
         snapshots,
+        reading,
         info,
     ):
         api.include_router(resource.router)
@@ -138,6 +148,11 @@ def create_app(
     app.include_router(page_router(Pages()))
     describe_problems(app)
     return app
+
+
+def _reading_folder(settings: Settings, catalogue: Catalogue) -> Path | None:
+    """Where maps and the like are kept: in the data directory, if it is this process's."""
+    return settings.data_dir / "derived" / "reading" if isinstance(catalogue, Collections) else None
 
 
 def ensure_default_collection(catalogue: Catalogue, engine: Engine) -> Collection:

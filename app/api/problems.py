@@ -45,6 +45,7 @@ PROBLEMS: Final[dict[type[ServiceError], Problem]] = {
     errors.InvalidImport: Problem(422, "The file can't be imported"),
     errors.UnknownSnapshot: Problem(404, "There is no such snapshot"),
     errors.NothingToReindex: Problem(409, "There is nothing to reindex"),
+    errors.ComputationFailed: Problem(500, "The computation failed"),
     errors.StorageError: Problem(507, "The collections can't be written or read"),
     errors.DirectoryInUse: Problem(503, "Another process has the collections"),
     refusals.InvalidJson: Problem(400, "The body is not the JSON that this route takes"),

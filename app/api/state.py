@@ -15,6 +15,7 @@ from app.errors import FingerprintMismatch
 from app.inference.engine import Engine
 from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
+from app.search.reading import ReadingJobs
 from app.search.snapshots import Snapshots
 from app.settings import Settings
 from app.telemetry import Metrics
@@ -39,6 +40,7 @@ class State(TypedDict):
     bulk: ThreadPoolExecutor
     snapshots: Snapshots
     reindex_jobs: ReindexJobs
+    reading: ReadingJobs
     request_id: NotRequired[str]
     timings_ms: NotRequired[dict[str, float]]
 
