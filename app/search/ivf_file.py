@@ -112,7 +112,7 @@ def _parsed(content: memoryview, snapshot: Snapshot, *, key: str) -> Ivf:
         end += arrays[-1].nbytes
     rids, marks, matrix, index = arrays
     try:
-        loaded = faiss.downcast_index(faiss.deserialize_index(index))
+        loaded = faiss.deserialize_index(index)
     except RuntimeError as error:  # another version of faiss may not know it
         raise _Unusable("faiss can't read it") from error
     ivf = Ivf(
