@@ -158,6 +158,7 @@ class IvfView:
             depth: How many slots at most.
             chosen: The rows to choose from; None for all.
         """
+        probes = min(probes, self.ivf.lists if chosen is None else chosen.lists)
         if chosen is None:
             # Two threads may both make them: the same.
             parameters = self._parameters.get((probes, 0))
@@ -165,7 +166,7 @@ class IvfView:
                 parameters = self._parameters[probes, 0] = _parameters(probes, self.alive_bits, None)
         else:
             bits = chosen.slot_bits if self.alive_bits is None else chosen.slot_bits & self.alive_bits
-            parameters = _parameters(min(probes, chosen.lists), bits, chosen.list_bits)
+            parameters = _parameters(probes, bits, chosen.list_bits)
         slots_QK: Rows
         _, slots_QK = self.ivf.index.search(queries_QE, min(depth, len(self.ivf.rids)), params=parameters)
         return slots_QK

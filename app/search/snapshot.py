@@ -157,7 +157,11 @@ class Snapshot:
     ) -> bool:
         """Adds what the IVF finds; False, and nothing added, where it may have cut off ties with the k-th."""
         depth = setting.depth + pool.excluded_count
-        rids = ivf.rids_near(pool.query_D, probes=setting.probes, depth=depth, chosen=chosen)
+        probes = setting.probes
+        rids = ivf.rids_near(pool.query_D, probes=probes, depth=depth, chosen=chosen)
+        while len(rids) < depth and probes < ivf.ivf.lists:  # most rows there are dead, or not chosen
+            probes *= 4
+            rids = ivf.rids_near(pool.query_D, probes=probes, depth=depth, chosen=chosen)
         parts = []
         for number, here in spread(self.firsts, rids):
             view = self.views[number]
