@@ -143,6 +143,8 @@ class IvfView:
             depth: How many rids at most.
             chosen: The rows to choose from; None for all.
         """
+        if chosen is not None and chosen.lists == 0:
+            return NO_ROWS
         query_1E = self.ivf.rotation.of_one(query_D)[None]
         slots = np.sort(self.slots_near(query_1E, probes=probes, depth=depth, chosen=chosen)[0])
         return self.ivf.rids[slots[np.searchsorted(slots, 0) :]]

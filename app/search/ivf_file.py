@@ -143,8 +143,7 @@ def _is_of(ivf: Ivf, snapshot: Snapshot) -> bool:
     return True
 
 
-def remove_ivf(path: Path) -> None:
-    """Removes a file and what a killed process left of it; passed over where that can't be."""
-    for name in (path, path.with_suffix(".new")):
-        with contextlib.suppress(OSError):
-            name.unlink(missing_ok=True)
+def remove_file(path: Path) -> None:
+    """Removes a file; where that can't be, it stays, and the next start tries again."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
