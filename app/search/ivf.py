@@ -143,6 +143,24 @@ class IvfView:
             depth: How many rids at most.
             chosen: The rows to choose from; None for all.
         """
+        if chosen is not None and chosen.lists == 0:
+            return NO_ROWS
+        query_1E = self.ivf.rotation.of_one(query_D)[None]
+        slots = np.sort(self.slots_near(query_1E, probes=probes, depth=depth, chosen=chosen)[0])
+        return self.ivf.rids[slots[np.searchsorted(slots, 0) :]]
+
+    def slots_near(
+        self, queries_QE: Vector, *, probes: int, depth: int, chosen: SlotFilter | None = None
+    ) -> Rows:
+        """The living slots that seem nearest, best first: int64 [Q, depth], with -1 where there are no more.
+
+        Args:
+            queries_QE: Turned by the IVF's rotation.
+            probes: How many lists to compare.
+            depth: How many slots at most.
+            chosen: The rows to choose from; None for all.
+        """
+        probes = min(probes, self.ivf.lists if chosen is None else chosen.lists)
         if chosen is None:
             # Two threads may both make them: the same.
             parameters = self._parameters.get((probes, 0))
@@ -150,11 +168,10 @@ class IvfView:
                 parameters = self._parameters[probes, 0] = _parameters(probes, self.alive_bits, None)
         else:
             bits = chosen.slot_bits if self.alive_bits is None else chosen.slot_bits & self.alive_bits
-            parameters = _parameters(min(probes, chosen.lists), bits, chosen.list_bits)
-        query_1E = self.ivf.rotation.of_one(query_D)[None]
-        _, slots_1K = self.ivf.index.search(query_1E, min(depth, len(self.ivf.rids)), params=parameters)
-        slots = np.sort(slots_1K[0])
-        return self.ivf.rids[slots[np.searchsorted(slots, 0) :]]  # -1 stands where there were no more
+            parameters = _parameters(probes, bits, chosen.list_bits)
+        slots_QK: Rows
+        _, slots_QK = self.ivf.index.search(queries_QE, min(depth, len(self.ivf.rids)), params=parameters)
+        return slots_QK
 
 
 def _parameters(probes: int, slot_bits: Bits | None, list_bits: Bits | None) -> faiss.SearchParametersIVF:

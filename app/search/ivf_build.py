@@ -93,6 +93,8 @@ def _add(
     for rids_N, vectors_ND in living_blocks(views, start=start):
         if stopped():
             raise GivenUp
+        if not len(rids_N):
+            continue
         index.add(rotation.of_many(vectors_ND))
         rids.append(rids_N)
         marks.append(marks_of(rids_N, vectors_ND, np.arange(len(rids_N))))
@@ -104,10 +106,14 @@ def living_blocks(
 ) -> Iterator[tuple[Rows, Vector]]:
     """The rids and vectors of the living rows, block by block, from a view and a row in it on."""
     for number, view in enumerate(views[start[0] :]):
-        rows = view.living_rows(start=start[1] if number == 0 else 0)
-        for first in range(0, len(rows), _ROWS_AT_ONCE):
-            block = rows[first : first + _ROWS_AT_ONCE]
-            yield view.chunk.rids[block], view.chunk.vectors[block]
+        begin = start[1] if number == 0 else 0
+        for first in range(begin, view.size, _ROWS_AT_ONCE):
+            rids_N = view.chunk.rids[first : min(first + _ROWS_AT_ONCE, view.size)]
+            vectors_ND = view.chunk.vectors[first : min(first + _ROWS_AT_ONCE, view.size)]
+            if view.alive is not None:
+                alive_N = view.alive[first : first + len(rids_N)]
+                rids_N, vectors_ND = rids_N[alive_N], vectors_ND[alive_N]
+            yield rids_N, vectors_ND
 
 
 def _sample(views: tuple[View, ...], rotation: Rotation, *, count: int) -> Vector:

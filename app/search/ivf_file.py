@@ -112,7 +112,7 @@ def _parsed(content: memoryview, snapshot: Snapshot, *, key: str) -> Ivf:
         end += arrays[-1].nbytes
     rids, marks, matrix, index = arrays
     try:
-        loaded = faiss.downcast_index(faiss.deserialize_index(index))
+        loaded = faiss.deserialize_index(index)
     except RuntimeError as error:  # another version of faiss may not know it
         raise _Unusable("faiss can't read it") from error
     ivf = Ivf(
@@ -143,8 +143,7 @@ def _is_of(ivf: Ivf, snapshot: Snapshot) -> bool:
     return True
 
 
-def remove_ivf(path: Path) -> None:
-    """Removes a file and what a killed process left of it; passed over where that can't be."""
-    for name in (path, path.with_suffix(".new")):
-        with contextlib.suppress(OSError):
-            name.unlink(missing_ok=True)
+def remove_file(path: Path) -> None:
+    """Removes a file; where that can't be, it stays, and the next start tries again."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

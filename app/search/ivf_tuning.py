@@ -6,7 +6,6 @@ the last of the true ones: copies of one picture are as good as each other.
 Dimension key: Q queries · K neighbours · D embedding
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,21 +19,28 @@ from app.search.ivf_build import living_blocks
 from app.search.kmeans import GivenUp
 from app.search.products import products_at, rounding_error
 
-TARGET_RECALL = 0.99
+TARGET_RECALL = 0.995  # vectors that aren't stored find a little less
 LEAST_RECALL = 0.97  # what a search that isn't asked to be exact may fall to
 _NEIGHBOURS = (10, 50, 200, 1_000)
 _QUERIES = {10: 200, 50: 100, 200: 50, 1_000: 25}
-_DEPTHS = {10: (100, 200, 400), 50: (200, 400, 800), 200: (600, 1_200, 2_400), 1_000: (2_000, 4_000, 8_000)}
+_DEPTHS = {
+    10: (100, 200, 400, 800),
+    50: (200, 400, 800, 1_600),
+    200: (600, 1_200, 2_400),
+    1_000: (2_000, 4_000, 8_000),
+}
+_LEAST_PROBES = 4
+_RECALL_STEP = 0.001  # a neighbour of 1,000; the queries can't tell less
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class _Truth:
-    """Queries of stored vectors, and the scores of their nearest living rows, falling: [Q, K]."""
+    """Queries of stored vectors, and the score of their k-th nearest other row: float32 [Q] for each k."""
 
     rids_Q: Rows
     queries_QD: Vector
-    scores_QK: Vector
+    least_Q: dict[int, Vector]
 
 
 def tuned(view: IvfView, views: tuple[View, ...], *, stopped: Callable[[], bool]) -> tuple[Setting, ...]:
@@ -73,62 +79,74 @@ def _truth(views: tuple[View, ...], *, stopped: Callable[[], bool]) -> _Truth:
     # In another order than the rows', so that the first few of them are from all over.
     order = np.random.default_rng(_SEED).permutation(queries)
     queries_QD = np.concatenate(vectors)[order]
-    kept = min(rows, _NEIGHBOURS[-1] + 1)
-    heap = faiss.ResultHeap(queries, kept, keep_max=True)
+    # Each query finds itself, or a copy that is as near: so one more is kept.
+    heaps = {
+        k: faiss.ResultHeap(min(queries, _QUERIES[k]), k + 1, keep_max=True) for k in _NEIGHBOURS if k < rows
+    }
     for _, vectors_ND in living_blocks(views):
         if stopped():
             raise GivenUp
-        scores, places_QK = faiss.knn(
-            queries_QD, vectors_ND, min(kept, len(vectors_ND)), metric=faiss.METRIC_INNER_PRODUCT
-        )
-        heap.add_result(scores, places_QK)
-    heap.finalize()
-    # Each query finds itself, or a copy that is as near: one score of 1 is left out.
-    return _Truth(np.concatenate(rids)[order], queries_QD, heap.D[:, 1:])
+        if not len(vectors_ND):
+            continue
+        for k, heap in heaps.items():
+            heap.add_result(
+                *faiss.knn(
+                    queries_QD[: heap.nq],
+                    vectors_ND,
+                    min(k + 1, len(vectors_ND)),
+                    metric=faiss.METRIC_INNER_PRODUCT,
+                )
+            )
+    for heap in heaps.values():
+        heap.finalize()
+    return _Truth(np.concatenate(rids)[order], queries_QD, {k: heap.D[:, k] for k, heap in heaps.items()})
 
 
 def _setting(
     view: IvfView, views: tuple[View, ...], truth: _Truth, *, k: int, stopped: Callable[[], bool]
 ) -> Setting | None:
-    """The fastest setting that reaches the target, or the best where none does; None for too few rows."""
-    if truth.scores_QK.shape[1] < k:
+    """The fewest lists that reach the target, or about the most that can be had; None for too few rows."""
+    if k not in truth.least_Q:
         return None
-    best: tuple[float, Setting] | None = None
-    fallback: Setting | None = None
-    probes = 4
+    settings: list[Setting] = []
+    probes, before = _LEAST_PROBES, 0.0
     while True:
+        if stopped():
+            raise GivenUp
         probes = min(probes, view.ivf.lists)
-        for depth in _DEPTHS[k]:
-            if stopped():
-                raise GivenUp
-            seconds, recall = _measured(view, views, truth, setting=Setting(k, probes, depth, 0.0))
-            setting = Setting(k, probes, depth, recall)
-            if recall >= TARGET_RECALL and (best is None or seconds < best[0]):
-                best = (seconds, setting)
-            if fallback is None or recall > fallback.recall:
-                fallback = setting
-        # More lists than twice those that are enough only cost more.
-        if probes == view.ivf.lists or (best is not None and probes >= 2 * best[1].probes):
-            return fallback if best is None else best[1]
-        probes *= 2
+        recalls = _recalls(view, views, truth, probes=probes, k=k)
+        settings += [Setting(k, probes, depth, r) for depth, r in zip(_DEPTHS[k], recalls, strict=True)]
+        more_is_in_vain = recalls[-1] >= LEAST_RECALL and recalls[-1] - before < _RECALL_STEP
+        if recalls[-1] >= TARGET_RECALL or more_is_in_vain or probes == view.ivf.lists:
+            break
+        probes, before = 2 * probes, recalls[-1]
+    best = max(setting.recall for setting in settings)
+    target = TARGET_RECALL if best >= TARGET_RECALL else best - _RECALL_STEP
+    return next(setting for setting in settings if setting.recall >= target)
 
 
-def _measured(
-    view: IvfView, views: tuple[View, ...], truth: _Truth, *, setting: Setting
-) -> tuple[float, float]:
-    """Seconds and recall of a setting."""
+def _recalls(view: IvfView, views: tuple[View, ...], truth: _Truth, *, probes: int, k: int) -> list[float]:
+    """The recall for each depth: the best that a deep search found are those that a shallow one finds."""
     firsts = np.array([v.chunk.rids[0] for v in views])
-    queries = min(len(truth.rids_Q), _QUERIES[setting.k])
-    began, found = time.perf_counter(), 0
-    for rid, query_D, scores_K in zip(
-        truth.rids_Q[:queries], truth.queries_QD[:queries], truth.scores_QK[:queries], strict=True
+    queries = len(truth.least_Q[k])
+    turned_QE = view.ivf.rotation.of_many(truth.queries_QD[:queries])
+    slots_QK = view.slots_near(turned_QE, probes=probes, depth=_DEPTHS[k][-1] + 1)
+    found = np.zeros(len(_DEPTHS[k]))
+    for rid, query_D, least, slots_K in zip(
+        truth.rids_Q[:queries], truth.queries_QD[:queries], truth.least_Q[k], slots_QK, strict=True
     ):
-        rids = view.rids_near(query_D, probes=setting.probes, depth=setting.depth + 1, chosen=None)
-        rids = rids[rids != rid]
-        least = scores_K[setting.k - 1] - rounding_error(len(query_D))
-        enough = 0
-        for number, here in spread(firsts, rids):
-            scores = products_at(views[number].chunk.vectors, views[number].rows_of(here), query_D)
-            enough += int(np.count_nonzero(scores >= least))
-        found += min(enough, setting.k)
-    return (time.perf_counter() - began) / queries, found / (queries * setting.k)
+        rids_K = view.ivf.rids[slots_K[slots_K >= 0]]
+        rids_K = rids_K[rids_K != rid]
+        order = np.argsort(rids_K)
+        rough_K = np.empty(len(rids_K), dtype=np.float32)
+        start = 0
+        for number, here in spread(firsts, rids_K[order]):
+            rows = views[number].rows_of(here)
+            places = order[start : start + len(here)]
+            rough_K[places] = products_at(views[number].chunk.vectors, rows, query_D)
+            start += len(here)
+        hits_K = np.cumsum(rough_K >= least - rounding_error(len(query_D)))
+        for i, depth in enumerate(_DEPTHS[k]):
+            if len(hits_K):
+                found[i] += min(k, int(hits_K[min(depth, len(hits_K)) - 1]))
+    return [float(share) for share in found / (queries * k)]

@@ -84,6 +84,10 @@ class Collections:
             raise
         return collections
 
+    def settle(self, *, timeout_s: float) -> bool:
+        """Waits until the background has nothing left to do; False where that takes longer."""
+        return self._maintenance.settle(timeout_s=timeout_s)
+
     def _load(self) -> None:
         with self._store.reading() as connection:
             rows = registry.collections(connection)

@@ -25,7 +25,7 @@ from app.search.codes import ByteCodes
 from app.search.index import VectorIndex, copied, run_to_compact
 from app.search.ivf import Ivf, view_of
 from app.search.ivf_build import built, extended, refilled
-from app.search.ivf_file import read_ivf, remove_ivf, write_ivf
+from app.search.ivf_file import read_ivf, remove_file, write_ivf
 from app.search.ivf_tuning import tuned
 from app.search.kmeans import GivenUp
 from app.search.snapshot import Snapshot
@@ -110,15 +110,14 @@ class Maintenance:
         if watched is not None:
             with self._file_lock:
                 watched.is_forgotten = True
-                remove_ivf(watched.path)
+                remove_file(watched.path)
 
     def start(self) -> None:
-        """Begins; files of collections that aren't watched by now are removed."""
-        with contextlib.suppress(OSError):
-            known = {watched.path.name for watched in self._watched.values()}
-            for path in self._directory.glob("*.ivf"):
-                if path.name not in known:
-                    remove_ivf(path)
+        """Begins; files of collections that aren't watched by now, and unfinished ones, are removed."""
+        known = {watched.path for watched in self._watched.values()}
+        for path in [*self._directory.glob("*.ivf"), *self._directory.glob("*.new")]:
+            if path not in known:
+                remove_file(path)
         self._quick.start()
 
     def close(self) -> None:
@@ -206,7 +205,7 @@ class Maintenance:
             watched.index.publish(watched.index.with_ivf(None))
         with self._file_lock:
             watched.saved = None
-            remove_ivf(watched.path)
+            remove_file(watched.path)
 
     def _save(self, watched: _Watched, *, least_share: float) -> None:
         view = watched.index.snapshot.ivf
