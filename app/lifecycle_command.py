@@ -284,11 +284,16 @@ _Command = Callable[[Sequence[str], PlaceOf], int]
 
 def _command(kind: type[AnySettings], name: str, run: Callable[[AnySettings, Place], int]) -> _Command:
     def command(flags: Sequence[str], place_of: PlaceOf) -> int:
-        told = load(kind, flags, prog=f"dino-serve index {name}")
+        told = load(kind, [_spelled(flag) for flag in flags], prog=f"dino-serve index {name}")
         assert isinstance(told, IndexPlaceSettings)
         return run(told, place_of(told))
 
     return command
+
+
+def _spelled(flag: str) -> str:
+    """`--as` can't be a setting's name: it is a word of the language."""
+    return flag.replace("--as", "--as-name", 1) if flag == "--as" or flag.startswith("--as=") else flag
 
 
 LIFECYCLE_COMMANDS: Final[Mapping[str, _Command]] = {

@@ -85,13 +85,13 @@ class Progress:
         found = []
         if self.from_thumbnails:
             found.append(
-                f"{self.from_thumbnails:,} items were made from thumbnails, as their sources aren't there or "
-                "have other bytes: their vectors differ slightly from those of the pictures"
+                f"made from thumbnails: {self.from_thumbnails:,}, whose sources aren't there or have other "
+                "bytes. Such vectors differ slightly from those of the pictures"
             )
         if self.failed:
             found.append(
-                f"{self.failed:,} items have no picture that can be embedded (see failures): add them again, "
-                "or begin again and skip them (skip_failed); the collection before keeps them"
+                f"without a picture that can be embedded: {self.failed:,} (see failures). Add them again, or "
+                "begin again and skip them (skip_failed); the collection before keeps them"
             )
         return found
 
