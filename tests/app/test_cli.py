@@ -37,8 +37,11 @@ DinoServe = Callable[..., Said]
 
 
 @pytest.fixture
-def dino_serve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[DinoServe]:
+def dino_serve(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[DinoServe]:
     """Runs a command that ends, in this process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in Settings.model_fields:
         monkeypatch.delenv(f"DINO_SERVE_{name.upper()}", raising=False)
     root = logging.getLogger()

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.client import Added, Client, Embedded, Failure, NoService, ServiceRefused, Upload
+from app.client import Client, Embedded, NoService, ServiceRefused
+from app.client_items import Added, Failure, NewVector, Upload
 from app.client_search import Found, Weighted
 from app.search.collection import Json
 from tests.app.running import ROOT, Service, picture, running_service, write_tiny_bundle
@@ -159,6 +160,57 @@ def test_vectors_of_another_model_are_refused(client: Client) -> None:
         client.similar(vector=[1.0] * 48, fingerprint="sha256:other")
 
 
+def test_a_stream_of_images_is_added_in_requests_of_bounded_size(client: Client) -> None:
+    client.create_collection("streamed")
+    asked: list[int] = []
+
+    def endless_enough() -> Iterator[Upload]:
+        for number in range(300):
+            asked.append(number)
+            data = picture(number) if number % 100 else b"not an image"
+            yield Upload(id=f"{number}", data=data, metadata={"n": number}, source=f"/{number}")
+
+    results = client.add_stream("streamed", endless_enough())
+    first = next(results)
+    assert len(asked) < 300  # the rest is asked for when it is needed
+    every = [first, *results]
+    failed = [number for number, result in enumerate(every) if isinstance(result, Failure)]
+    assert failed == [0, 100, 200]
+    assert every[299] == Added(id="299", status="added")
+    (stored,) = client.get("streamed", ["299"])
+    assert stored is not None
+    assert (stored.metadata, stored.source) == ({"n": 299}, "/299")
+
+
+def test_a_stream_of_embeddings_is_added_to_the_collection_of_its_model(client: Client) -> None:
+    client.create_collection("vectors")
+    rows_ND = np.random.default_rng(0).normal(size=(600, 48)).astype(np.float32)
+    vectors = [NewVector(id=f"{n:03}", embedding=row, metadata={}) for n, row in enumerate(rows_ND)]
+    fingerprint = client.info().fingerprint
+    results = list(client.add_vectors("vectors", vectors, fingerprint=fingerprint))
+    assert results == [Added(id=vector.id, status="added") for vector in vectors]
+    with pytest.raises(ServiceRefused, match="409 fingerprint_mismatch"):
+        list(client.add_vectors("vectors", vectors, fingerprint="sha256:other"))
+
+
+def test_items_are_looked_up_deleted_and_brought_back(client: Client) -> None:
+    client.create_collection("kept")
+    batch = uploads(1, 2, 3)
+    client.add("kept", batch)
+    ids = [upload.id for upload in batch]
+    found = client.get("kept", [ids[1], "nobody"])
+    assert [item and item.id for item in found] == [ids[1], None]
+    assert client.delete("kept", ids=[ids[0], "nobody"], dry_run=True) == 1
+    assert client.delete("kept", ids=[ids[0]]) == 1
+    assert client.delete("kept", filter={"field": "seed", "gte": 2}) == 2
+    assert list(client.items("kept")) == []
+    assert client.undelete("kept", ids) == 3
+    client.drop_collection("kept")
+    assert client.collection("kept") is None
+    with pytest.raises(ServiceRefused, match="unknown_collection"):
+        client.drop_collection("kept")
+
+
 def test_an_image_that_cannot_be_added_or_searched_says_why(client: Client) -> None:
     bad = Upload(id="bad", data=b"not an image", metadata={})
     good, failure = client.add("default", [*uploads(4), bad])
@@ -208,6 +260,16 @@ def test_nobody_at_the_address_is_said_after_some_tries(hurried: list[float]) ->
         with pytest.raises(NoService):
             nobody.info(retry=False)
         assert hurried == []
+
+
+def test_a_service_that_is_away_is_waited_for_as_long_as_was_said(
+    hurried: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s + sum(hurried))
+    with Client("http://127.0.0.1:9", absence_s=10.0) as nobody, pytest.raises(NoService):
+        nobody.info()
+    assert hurried == [0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize("address", ["", "localhost:8000", "ftp://localhost", "http://[::1", "http://a b"])

@@ -66,7 +66,7 @@ def test_a_folder_goes_to_a_service_once_and_each_failure_is_named(
     service: Service, photos: Path, tmp_path: Path
 ) -> None:
     place, report = Place(server=service.url), tmp_path / "report.jsonl"
-    assert index_add(photos, collection="album", place=place, report=report) == 1
+    assert index_add([photos], collection="album", place=place, report=report) == 1
     assert codes_of(report) == FAILURES
     with Client(service.url) as client:
         stored = {item.id: item for item in client.items("album")}
@@ -80,15 +80,16 @@ def test_a_folder_goes_to_a_service_once_and_each_failure_is_named(
         assert isinstance(found, list)
         assert [neighbour.id for neighbour in found] == ["cats/07 ü.jpg"]
     with open_sink(place, collection="album") as sink:
-        assert len(sink.known()) == 40
-    assert index_add(photos, collection="album", place=place, report=report) == 1
+        found = sink.stored(["dogs/00 ü.jpg", "nobody"])
+        assert [item is not None for item in found] == [True, False]
+    assert index_add([photos], collection="album", place=place, report=report) == 1
 
 
 def test_a_folder_goes_through_an_engine_here_to_the_same_neighbours(
     service: Service, bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
     place, report = Place(data_dir=tmp_path / "data", model=bundle), tmp_path / "report.jsonl"
-    assert index_add(photos, place=place, report=report) == 1
+    assert index_add([photos], place=place, report=report) == 1
     assert codes_of(report) == FAILURES
     with Collections.open(tmp_path / "data") as catalogue, Client(service.url) as client:
         collection = catalogue.get("default")
@@ -102,7 +103,7 @@ def test_a_folder_goes_through_an_engine_here_to_the_same_neighbours(
         (embedded,) = client.embed([picture(7)])
         assert isinstance(embedded, Embedded)
         assert float(item.vector @ embedded.embedding) > 0.9999
-    assert index_add(photos, place=place, report=report) == 1  # and the directory was let go
+    assert index_add([photos], place=place, report=report) == 1  # and the directory was let go
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +125,13 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
         "import sys, pathlib\n"
         "from app.index_command import index_add\n"
         "from app.sinks import Place\n"
-        "folder, name, server = sys.argv[1:]\n"
-        "sys.exit(index_add(pathlib.Path(folder), collection=name, place=Place(server=server)))\n"
+        "folder, name, server, report = sys.argv[1:]\n"
+        "place, report = Place(server=server), pathlib.Path(report)\n"
+        "sys.exit(index_add([pathlib.Path(folder)], collection=name, place=place, report=report))\n"
     )
     with Client(service.url) as client:
         client.create_collection(name)
-        command = [sys.executable, "-c", program, str(many), name, service.url]
+        command = [sys.executable, "-c", program, str(many), name, service.url, str(tmp_path / "r")]
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
             deadline_s = time.monotonic() + 60
             while not any(c.items for c in client.collections() if c.name == name):
@@ -141,7 +143,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
         assert "Traceback" not in said
         before = len(list(client.items(name)))
         assert 0 < before < 600
-        assert index_add(many, collection=name, place=Place(server=service.url), report=tmp_path / "r") == 0
+        assert index_add([many], collection=name, place=Place(server=service.url), report=tmp_path / "r") == 0
         assert len(list(client.items(name))) == 600
 
 
@@ -191,7 +193,7 @@ def test_a_service_that_wants_a_key_gets_it(bundle: Path, photos: Path, tmp_path
         ):
             pass
         place = Place(server=guarded.url, api_key="a-key-of-many-characters")
-        assert index_add(photos / "dogs", place=place, report=tmp_path / "report") == 0
+        assert index_add([photos / "dogs"], place=place, report=tmp_path / "report") == 0
 
 
 def test_stats_show_the_collections_of_a_service_and_of_a_directory(
