@@ -135,8 +135,8 @@ def _representatives(
 ) -> npt.NDArray[np.int64]:
     """Near the centroid, and not alike.
 
-    Of the nearer half of the members, each next is the one with the greatest cosine to the centroid less twice
-    its greatest to those chosen: less it once, all would be worth the same beside one that is the centroid.
+    Of the nearer half of the members, each next is the one with the greatest cosine to the centroid less
+    twice its greatest to those chosen: once would make all equal beside one that is the centroid.
     """
     candidates = members[: max(REPRESENTATIVES, min(_CANDIDATES, len(members) // 2))]
     vectors = np.ascontiguousarray(vectors_ND[candidates])

@@ -219,15 +219,13 @@ class ReadingJobs:
         raise UnknownCollection(f"the collection {collection.name!r} was deleted")
 
     def _read(self, name: str, wanted: Wanted) -> Result | None:
-        path = self._folder / name / wanted.file_name
         try:
-            kept = read_kept(path)
+            kept = read_kept(self._folder / name / wanted.file_name)
             return None if kept is None else _result(kept)
         except (DamagedReading, KeyError) as error:
             logger.warning(
-                "%s of collection %r is computed again, its file is damaged: %s", wanted.kind, name, error
+                "%s of collection %r: the file is damaged, and computed again: %s", wanted.kind, name, error
             )
-            path.unlink(missing_ok=True)
             return None
 
     def _enqueued(self, job: _Job) -> _Job:

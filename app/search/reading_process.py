@@ -12,9 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from app.search.clusters import find_clusters
-from app.search.duplicates import duplicate_links
-from app.search.map2d import compute_map
 from app.search.reading_file import Array, DamagedReading, Kept, read_kept, write_kept
 from app.search.reading_spool import Spool, open_spool
 from app.search.reading_work import Order
@@ -49,12 +46,19 @@ def carry_out(order: Order, *, report: Callable[[float], None]) -> None:
 def _computed(
     order: Order, spool: Spool, *, report: Callable[[float], None]
 ) -> tuple[Mapping[str, Array], Mapping[str, int]]:
+    # Imported here, as a process needs one of them, and scikit-learn takes a second and 150 MB.
     match order.kind:
         case "map":
+            from app.search.map2d import compute_map  # noqa: PLC0415
+
             return compute_map(spool, previous=_previous(order), threads=order.threads, report=report)
         case "duplicates":
+            from app.search.duplicates import duplicate_links  # noqa: PLC0415
+
             return duplicate_links(spool, report=report), {}
         case "clusters":
+            from app.search.clusters import find_clusters  # noqa: PLC0415
+
             return find_clusters(spool, count=order.clusters, report=report), {}
 
 

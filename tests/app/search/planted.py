@@ -21,7 +21,8 @@ def directions(count: int, dimensions: int, *, seed: int = 0) -> Vector:
 
 def at_cosine(vector: Vector, cosine: float, *, seed: int = 0) -> Vector:
     """A unit vector of a given cosine to another."""
-    other = np.random.default_rng([seed, 1]).normal(size=len(vector))  # a stream that `directions` never uses
+    # A stream of numbers that `directions` never uses.
+    other = np.random.default_rng([seed, 1]).normal(size=len(vector))
     across = other - vector * (other @ vector)
     across /= np.linalg.norm(across)
     return (cosine * vector + np.sqrt(1 - cosine**2) * across).astype(np.float32)

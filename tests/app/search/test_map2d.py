@@ -113,9 +113,7 @@ def test_the_interpolated_gradient_of_large_collections_keeps_neighbours(
 
 @pytest.mark.parametrize("dimensions", [1, 2, 512])
 @pytest.mark.parametrize("count", [0, 1, 2, 4, 5, 6, 12])
-def test_a_handful_has_a_map_in_any_number_of_dimensions(
-    tmp_path: Path, count: int, dimensions: int
-) -> None:
+def test_a_handful_has_a_map_in_any_number_of_dimensions(tmp_path: Path, count: int, dimensions: int) -> None:
     places = mapped(tmp_path, directions(count, dimensions)).arrays["xy"]
     if dimensions > 2:
         assert len(np.unique(places, axis=0)) == count
@@ -144,7 +142,9 @@ def test_photographs_have_a_map_that_keeps_their_neighbours(tmp_path: Path) -> N
     from PIL import Image
 
     # Small pictures of light, shade and colour: real data with real outliers, and no model to load.
-    pixels = [np.asarray(Image.open(file).convert("RGB").resize((8, 8)), np.float32).ravel() for file in files]
+    pixels = [
+        np.asarray(Image.open(file).convert("RGB").resize((8, 8)), np.float32).ravel() for file in files
+    ]
     vectors = np.stack(pixels) - 128
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     places = mapped(tmp_path, vectors).arrays["xy"]
