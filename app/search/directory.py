@@ -9,43 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from app.errors import DirectoryInUse, StorageError
+from app.search.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
 
 DATABASE_NAME: Final = "collections.sqlite"
 LOCK_NAME: Final = "lock"
-APPLICATION_ID: Final = 0x44494E4F  # "DINO" in ASCII; SQLite keeps it in the file's header
-SCHEMA_VERSION: Final = 1
 
-# Vectors and thumbnails are apart from the items, so that a filter, which reads every item's metadata, reads
-# only small pages. They are in the same file, because SQLite in WAL mode commits several files one by one: a
-# crash between two of them would leave an item without its thumbnail, and so would a copy of one without the
-# other. A backup that shall be small can leave the table out.
-# A rid is never used twice, and an updated item gets a new one: a rid names one vector for ever.
-_SCHEMA = f"""
-CREATE TABLE collections (
-    cid INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL UNIQUE,
-    fingerprint TEXT NOT NULL,
-    dimensions INTEGER NOT NULL,
-    created_at REAL NOT NULL,
-    seq INTEGER NOT NULL DEFAULT 0
-) STRICT;
-CREATE TABLE items (
-    rid INTEGER PRIMARY KEY AUTOINCREMENT,
-    cid INTEGER NOT NULL,
-    id TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    metadata TEXT NOT NULL,
-    sha256 TEXT NOT NULL,
-    source TEXT,
-    deleted_at REAL,
-    UNIQUE (cid, id)
-) STRICT;
-CREATE INDEX items_deleted ON items (deleted_at) WHERE deleted_at IS NOT NULL;
-CREATE TABLE vectors (rid INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
-CREATE TABLE thumbnails (rid INTEGER PRIMARY KEY, webp BLOB NOT NULL) STRICT;
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
 # Five vectors of 384 float32 fill 7,710 of 8,192 bytes; in pages of 4,096 two would leave a quarter unused.
 _PAGE_BYTES = 8_192
 _MIN_SQLITE = (3, 38, 0)  # the first with JSON built in and strict tables
@@ -173,12 +141,17 @@ def _create_database(path: Path) -> None:
     try:
         connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        connection.executescript(f"BEGIN; {CREATE} COMMIT;")
     finally:
         connection.close()
     os.replace(new, path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Waits until the names in a directory are on disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)

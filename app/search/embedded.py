@@ -18,31 +18,48 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import FingerprintMismatch, InvalidQuery, UnknownCollection
-from app.search.collection import CollectionInfo, Item, Json, Neighbour, Page, UpsertStatus
-from app.search.filter_sql import to_sql
+from app.search import registry
+from app.search.collection import (
+    GRACE_S,
+    CollectionInfo,
+    CollectionStats,
+    Explanation,
+    Item,
+    Json,
+    Neighbour,
+    Page,
+    UpsertStatus,
+    Vector,
+)
+from app.search.filter_sql import SqlFilter, to_sql
 from app.search.filters import is_storable_text, parse_filter
-from app.search.index import Candidates, Snapshot, VectorIndex
+from app.search.index import Candidates, Rows, Snapshot, VectorIndex
+from app.search.registry import CollectionRow
 from app.search.rows import CheckedItems, check_items, unit_vectors
-from app.search.store import CollectionRow, ItemRow, NewItem, Store
+from app.search.store import ItemRow, NewItem, Store
 
 MAX_RESULTS = 1_000
 MAX_PAGE_ITEMS = 1_000
-GRACE_S = 7 * 24 * 3_600.0  # how long a deleted item's row stays on disk, hidden, before it is erased
 _OPTIMISTIC_TRIES = 8
 
 
 class EmbeddedCollection:
     """A collection of `Collections`; see `app.search.collection.Collection` for what each call promises."""
 
-    def __init__(self, row: CollectionRow, store: Store) -> None:
+    def __init__(self, row: CollectionRow, store: Store, *, name: str) -> None:
+        self._name = name
         self._row = row
         self._store = store
         self._index = VectorIndex(row.dimensions)
 
     @property
     def name(self) -> str:
-        """Unique in its catalogue."""
-        return self._row.name
+        """Unique in its catalogue, but for a successor, whose name is its predecessor's."""
+        return self._name
+
+    def rename(self, name: str) -> None:
+        """Says another name from now on; the disk has it already."""
+        self._name = name
 
     @property
     def fingerprint(self) -> str:
@@ -61,10 +78,10 @@ class EmbeddedCollection:
 
     @property
     def info(self) -> CollectionInfo:
-        """What a listing says of it."""
+        """What a listing says of it; aliases and successors are its catalogue's to tell."""
         row = self._row
         return CollectionInfo(
-            name=row.name,
+            name=self._name,
             fingerprint=row.fingerprint,
             dimensions=row.dimensions,
             items=self.count(),
@@ -124,7 +141,7 @@ class EmbeddedCollection:
         chosen: list[int],
         known: dict[str, ItemRow],
     ) -> Snapshot:
-        seq = self._refuse_if_dropped(self._store.next_seq(connection, self._row.cid))
+        seq = self._next_seq(connection)
         rids = self._store.reserve_rids(len(chosen))
         items = checked.items
         old = [known[items[i].id] for i in chosen if items[i].id in known]
@@ -144,18 +161,54 @@ class EmbeddedCollection:
 
     def delete(self, ids: Sequence[str]) -> int:
         """Deletes items, durably; see `Collection.delete`."""
-        now = time.time()
         with self._store.writer():
             with self._store.writing() as connection:
-                seq = self._refuse_if_dropped(self._store.next_seq(connection, self._row.cid))
-                rids = self._store.rids_of(connection, self._row.cid, _storable(ids))
-                self._store.mark_deleted(connection, rids, seq=seq, deleted_at=now)
-                self._store.erase_deleted(connection, before=now - GRACE_S)
+                self._seq(connection)
+                rids = self._store.rids_of(connection, self.cid, _storable(ids))
+                snapshot = self._delete(connection, rids)
+            self._index.publish(snapshot)
+        return len(rids)
+
+    def delete_where(self, filter: Mapping[str, Json]) -> int:
+        """Deletes the items whose metadata match, durably; see `Collection.delete_where`."""
+        condition = to_sql(parse_filter(filter))
+        with self._store.writer():
+            with self._store.writing() as connection:
+                self._seq(connection)
+                rids = self._store.rids_where(connection, self.cid, condition)
+                snapshot = self._delete(connection, rids)
+            self._index.publish(snapshot)
+        return len(rids)
+
+    def _delete(self, connection: sqlite3.Connection, rids: list[int]) -> Snapshot:
+        if not rids:
+            return self._index.snapshot
+        seq, now = self._next_seq(connection), time.time()
+        self._store.mark_deleted(connection, rids, seq=seq, deleted_at=now)
+        self._store.erase_deleted(connection, before=now - GRACE_S)
+        return self._index.prepare(
+            seq=seq,
+            rids=np.empty(0, dtype=np.int64),
+            vectors_ND=np.empty((0, self.dimensions), dtype=np.float32),
+            removed=np.array(rids, dtype=np.int64),
+        )
+
+    def undelete(self, ids: Sequence[str]) -> int:
+        """Brings deleted items back, durably; see `Collection.undelete`."""
+        since = time.time() - GRACE_S
+        with self._store.writer():
+            with self._store.writing() as connection:
+                self._seq(connection)
+                rids = self._store.deleted_rids(connection, self.cid, _storable(ids), since=since)
+                if not rids:
+                    return 0
+                seq = self._next_seq(connection)
+                fresh, vectors = self._store.undelete(connection, rids, seq=seq)
                 snapshot = self._index.prepare(
                     seq=seq,
-                    rids=np.empty(0, dtype=np.int64),
-                    vectors_ND=np.empty((0, self.dimensions), dtype=np.float32),
-                    removed=np.array(rids, dtype=np.int64),
+                    rids=np.array(fresh, dtype=np.int64),
+                    vectors_ND=np.frombuffer(b"".join(vectors), dtype="<f4").reshape(-1, self.dimensions),
+                    removed=np.empty(0, dtype=np.int64),
                 )
             self._index.publish(snapshot)
         return len(rids)
@@ -175,51 +228,62 @@ class EmbeddedCollection:
             storable = _storable([item_id])
             return self._store.thumbnail(connection, self._row.cid, storable[0]) if storable else None
 
-    def scroll(self, *, cursor: str | None, limit: int) -> Page:
+    def scroll(self, *, cursor: str | None, limit: int, filter: Mapping[str, Json] | None = None) -> Page:
         """Lists items in order of id; see `Collection.scroll`."""
         if not 1 <= limit <= MAX_PAGE_ITEMS:
             raise InvalidQuery(f"limit is {limit}; it must be 1 to {MAX_PAGE_ITEMS}")
         after = "" if cursor is None else _id_of_cursor(cursor)
+        condition = _condition(filter)
         with self._store.reading() as connection:
             self._seq(connection)
-            rows = self._store.items_after(connection, self._row.cid, after, limit=limit + 1)
+            rows = self._store.items_after(connection, self.cid, after, condition=condition, limit=limit + 1)
         has_more = len(rows) > limit
         rows = rows[:limit]
         return Page(
             items=[_item(row) for row in rows], next_cursor=_cursor_of_id(rows[-1].id) if has_more else None
         )
 
-    def search(
+    def search(  # noqa: PLR0913 - see the seam
         self,
         vectors_QD: npt.NDArray[np.floating],
         *,
         k: int,
         offset: int = 0,
         threshold: float | None = None,
+        max_score: float | None = None,
         filter: Mapping[str, Json] | None = None,
         exclude_ids: Sequence[str] = (),
         exact: bool = False,
+        with_vectors: bool = False,
     ) -> list[list[Neighbour]]:
         """Finds the nearest items of each query; see `Collection.search`. So far always exact."""
-        _check_window(k=k, offset=offset, threshold=threshold)
-        condition = None if filter is None else to_sql(parse_filter(filter))
+        _check_window(k=k, offset=offset, threshold=threshold, max_score=max_score)
+        condition = _condition(filter)
         queries_QD = unit_vectors(np.asarray(vectors_QD), dimensions=self.dimensions)
-        cid = self._row.cid
         with self._one_state() as (connection, snapshot):
-            only = None if condition is None else self._store.rids_where(connection, cid, condition)
-            excluded = self._store.rids_of(connection, cid, _storable(exclude_ids)) if exclude_ids else []
-            candidates = snapshot.nearest(
+            only = None if condition is None else self._store.rids_where(connection, self.cid, condition)
+            excluded = (
+                self._store.rids_of(connection, self.cid, _storable(exclude_ids)) if exclude_ids else []
+            )
+            candidates = _within(
+                snapshot,
                 queries_QD,
                 k=offset + k,
                 only=None if only is None else np.array(only, dtype=np.int64),
                 excluded=np.array(excluded, dtype=np.int64),
+                bounds=(threshold, max_score),
             )
-            if threshold is not None:
-                candidates = [_at_least(threshold, found) for found in candidates]
-            return self._neighbours(connection, candidates, window=slice(offset, offset + k))
+            return self._neighbours(
+                connection, candidates, window=slice(offset, offset + k), with_vectors=with_vectors
+            )
 
     def _neighbours(
-        self, connection: sqlite3.Connection, candidates: list[Candidates], *, window: slice
+        self,
+        connection: sqlite3.Connection,
+        candidates: list[Candidates],
+        *,
+        window: slice,
+        with_vectors: bool,
     ) -> list[list[Neighbour]]:
         ids = self._store.ids_of(connection, {rid for found in candidates for rid in found.rids.tolist()})
         pages = [
@@ -229,11 +293,46 @@ class EmbeddedCollection:
             )[window]
             for found in candidates
         ]
-        metadata = self._store.metadata_of(connection, {rid for page in pages for _, rid in page})
+        shown = {rid for page in pages for _, rid in page}
+        metadata = self._store.metadata_of(connection, shown)
+        vectors = self._store.vectors_of(connection, shown) if with_vectors else {}
         return [
-            [Neighbour(id=ids[rid], score=score, metadata=json.loads(metadata[rid])) for score, rid in page]
+            [
+                Neighbour(
+                    id=ids[rid],
+                    score=score,
+                    metadata=json.loads(metadata[rid]),
+                    vector=_vector(vectors[rid]) if with_vectors else None,
+                )
+                for score, rid in page
+            ]
             for page in pages
         ]
+
+    def explain(self, *, filter: Mapping[str, Json] | None = None, exact: bool = False) -> Explanation:
+        """How `search` would go about it now; see `Collection.explain`."""
+        matched = None if filter is None else self.count(filter)
+        return Explanation(
+            method="exact" if matched is None else "rows",
+            items=self._index.snapshot.alive_count,
+            matched=matched,
+        )
+
+    def stats(self) -> CollectionStats:
+        """What keeping and searching it takes; see `Collection.stats`."""
+        snapshot = self._index.snapshot
+        with self._store.reading() as connection:
+            self._seq(connection)
+            deleted = self._store.count_deleted(connection, self.cid, since=time.time() - GRACE_S)
+        return CollectionStats(
+            items=snapshot.alive_count,
+            deleted=deleted,
+            method="exact",
+            indexed=0,
+            recall=1.0,
+            memory_bytes=sum(chunk.nbytes for chunk in snapshot.chunks) + snapshot.rids.nbytes,
+            disk_bytes=None,
+        )
 
     @contextlib.contextmanager
     def _one_state(self) -> Iterator[tuple[sqlite3.Connection, Snapshot]]:
@@ -253,12 +352,25 @@ class EmbeddedCollection:
                 snapshot = self._index.snapshot
             yield connection, snapshot
 
-    def count(self) -> int:
-        """How many items there are."""
-        return self._index.snapshot.alive_count
+    def count(self, filter: Mapping[str, Json] | None = None) -> int:
+        """How many items there are, or match; see `Collection.count`."""
+        condition = _condition(filter)
+        if condition is None:
+            return self._index.snapshot.alive_count
+        with self._store.reading() as connection:
+            self._seq(connection)
+            return len(self._store.rids_where(connection, self.cid, condition))
+
+    @property
+    def seq(self) -> int:
+        """Counts what was written to it."""
+        return self._index.snapshot.seq
 
     def _seq(self, connection: sqlite3.Connection) -> int:
-        return self._refuse_if_dropped(self._store.seq(connection, self._row.cid))
+        return self._refuse_if_dropped(registry.seq(connection, self.cid))
+
+    def _next_seq(self, connection: sqlite3.Connection) -> int:
+        return self._refuse_if_dropped(registry.next_seq(connection, self.cid))
 
     def _refuse_if_dropped(self, seq: int | None) -> int:
         if seq is None:
@@ -308,11 +420,19 @@ def _new_item(rid: int, checked: CheckedItems, i: int) -> NewItem:
 def _item(row: ItemRow) -> Item:
     return Item(
         id=row.id,
-        vector=np.frombuffer(row.vector or b"", dtype="<f4").astype(np.float32),
+        vector=_vector(row.vector or b""),
         metadata=cast("dict[str, Json]", json.loads(row.metadata)),
         sha256=row.sha256,
         source=row.source,
     )
+
+
+def _vector(stored: bytes) -> Vector:
+    return np.frombuffer(stored, dtype="<f4").astype(np.float32)
+
+
+def _condition(filter: Mapping[str, Json] | None) -> SqlFilter | None:
+    return None if filter is None else to_sql(parse_filter(filter))
 
 
 def _storable(ids: Sequence[str]) -> list[str]:
@@ -320,19 +440,55 @@ def _storable(ids: Sequence[str]) -> list[str]:
     return [item_id for item_id in ids if is_storable_text(item_id)]
 
 
-def _at_least(threshold: float, found: Candidates) -> Candidates:
-    keep = found.scores >= np.float32(threshold)
+def _within(
+    snapshot: Snapshot,
+    queries_QD: Vector,
+    *,
+    k: int,
+    only: Rows | None,
+    excluded: Rows,
+    bounds: tuple[float | None, float | None],
+) -> list[Candidates]:
+    """The k nearest of each query whose scores are within bounds.
+
+    The nearest may all be too near: then more are asked for, until there are k that are not, or no others.
+    """
+    least, greatest = bounds
+    asked = k
+    while True:
+        found = snapshot.nearest(queries_QD, k=asked, only=only, excluded=excluded)
+        kept = [_between(least, greatest, candidates) for candidates in found]
+        enough = greatest is None or all(
+            len(inside.rids) >= k or len(candidates.rids) < asked
+            for inside, candidates in zip(kept, found, strict=True)
+        )
+        if enough:
+            return kept
+        asked *= 4
+
+
+def _between(least: float | None, greatest: float | None, found: Candidates) -> Candidates:
+    keep = np.ones(len(found.scores), dtype=np.bool_)
+    if least is not None:
+        keep &= found.scores >= np.float32(least)
+    if greatest is not None:
+        keep &= found.scores <= np.float32(greatest)
     return Candidates(found.rids[keep], found.scores[keep])
 
 
-def _check_window(*, k: int, offset: int, threshold: float | None) -> None:
+def _check_window(*, k: int, offset: int, threshold: float | None, max_score: float | None) -> None:
     if k < 1 or offset < 0 or offset + k > MAX_RESULTS:
         raise InvalidQuery(
             f"k is {k} and offset {offset}; k must be at least 1, offset at least 0, and both together at "
             f"most {MAX_RESULTS:,}. To read everything, list the items page by page"
         )
-    if threshold is not None and not -1.0 <= threshold <= 1.0:
-        raise InvalidQuery(f"threshold is {threshold}; scores are cosines, so it must be -1 to 1")
+    for name, bound in (("threshold", threshold), ("max_score", max_score)):
+        if bound is not None and not -1.0 <= bound <= 1.0:
+            raise InvalidQuery(f"{name} is {bound}; scores are cosines, so it must be -1 to 1")
+    if threshold is not None and max_score is not None and max_score < threshold:
+        raise InvalidQuery(
+            f"max_score is {max_score}, below the threshold of {threshold}: no score is between"
+        )
 
 
 def _cursor_of_id(item_id: str) -> str:

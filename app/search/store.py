@@ -21,23 +21,13 @@ from app.errors import StorageError
 from app.search.collection import Vector
 from app.search.directory import storage_errors
 from app.search.filter_sql import SqlFilter
+from app.search.registry import CollectionRow
+from app.search.schema import migrate
 
 _BUSY_TIMEOUT_S = (
     5.0  # another program that looks into the file, such as the sqlite3 shell, may hold it shortly
 )
 _ROWS_AT_ONCE = 4_096
-
-
-@dataclass(frozen=True)
-class CollectionRow:
-    """A collection as it is on disk."""
-
-    cid: int
-    name: str
-    fingerprint: str
-    dimensions: int
-    created_at: float
-    seq: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +74,7 @@ class Store:
         self._writer_lock = threading.RLock()
         self._writer = self._connect()
         with storage_errors():
+            migrate(self._writer)
             row = self._writer.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
         self._last_rid: int = row[0] if row else 0
 
@@ -159,53 +150,6 @@ class Store:
         if self._closed:
             raise StorageError("the collections are closed: the service is stopping")
 
-    # Collections
-
-    def collections(self, connection: sqlite3.Connection) -> list[CollectionRow]:
-        """All collections, in order of name."""
-        rows = connection.execute(
-            "SELECT cid, name, fingerprint, dimensions, created_at, seq FROM collections ORDER BY name"
-        )
-        return [CollectionRow(*row) for row in rows]
-
-    def add_collection(
-        self,
-        connection: sqlite3.Connection,
-        name: str,
-        *,
-        fingerprint: str,
-        dimensions: int,
-        created_at: float,
-    ) -> CollectionRow:
-        """Writes a new collection."""
-        cursor = connection.execute(
-            "INSERT INTO collections (name, fingerprint, dimensions, created_at) VALUES (?, ?, ?, ?)",
-            (name, fingerprint, dimensions, created_at),
-        )
-        assert cursor.lastrowid is not None
-        return CollectionRow(cursor.lastrowid, name, fingerprint, dimensions, created_at, 0)
-
-    def drop_collection(self, connection: sqlite3.Connection, cid: int) -> None:
-        """Deletes a collection and all that belongs to it."""
-        for table in ("vectors", "thumbnails"):
-            connection.execute(
-                f"DELETE FROM {table} WHERE rid IN (SELECT rid FROM items WHERE cid = ?)", (cid,)
-            )
-        connection.execute("DELETE FROM items WHERE cid = ?", (cid,))
-        connection.execute("DELETE FROM collections WHERE cid = ?", (cid,))
-
-    def seq(self, connection: sqlite3.Connection, cid: int) -> int | None:
-        """How many commits a collection has seen; None where it was dropped."""
-        row = connection.execute("SELECT seq FROM collections WHERE cid = ?", (cid,)).fetchone()
-        return None if row is None else int(row[0])
-
-    def next_seq(self, connection: sqlite3.Connection, cid: int) -> int | None:
-        """Counts a commit; None where the collection was dropped."""
-        row = connection.execute(
-            "UPDATE collections SET seq = seq + 1 WHERE cid = ? RETURNING seq", (cid,)
-        ).fetchone()
-        return None if row is None else int(row[0])
-
     # Items
 
     def reserve_rids(self, count: int) -> range:
@@ -226,13 +170,21 @@ class Store:
         return {row.id: row for row in map(_item_row, rows)}
 
     def items_after(
-        self, connection: sqlite3.Connection, cid: int, after_id: str, *, limit: int
+        self,
+        connection: sqlite3.Connection,
+        cid: int,
+        after_id: str,
+        *,
+        condition: SqlFilter | None = None,
+        limit: int,
     ) -> list[ItemRow]:
         """Living items in order of id, from the one after an id on."""
+        condition = condition or SqlFilter("TRUE", ())
         rows = connection.execute(
             f"{_SELECT_ITEM.format(vector='v.vector')}"
-            " WHERE i.cid = ? AND i.deleted_at IS NULL AND i.id > ? ORDER BY i.id LIMIT ?",
-            (cid, after_id, limit),
+            f" WHERE i.cid = ? AND i.deleted_at IS NULL AND i.id > ? AND {condition.clause}"
+            " ORDER BY i.id LIMIT ?",
+            (cid, after_id, *condition.parameters, limit),
         )
         return [_item_row(row) for row in rows]
 
@@ -312,9 +264,79 @@ class Store:
             (deleted_at, seq, json.dumps(list(rids))),
         )
 
+    def deleted_rids(
+        self, connection: sqlite3.Connection, cid: int, ids: Iterable[str], *, since: float
+    ) -> list[int]:
+        """The rids of items that were deleted since a time, rising."""
+        rows = connection.execute(
+            "SELECT rid FROM items WHERE cid = ? AND deleted_at >= ?"
+            " AND id IN (SELECT value FROM json_each(?)) ORDER BY rid",
+            (cid, since, json.dumps(list(ids), ensure_ascii=False)),
+        )
+        return [row[0] for row in rows]
+
+    def undelete(
+        self, connection: sqlite3.Connection, rids: Sequence[int], *, seq: int
+    ) -> tuple[range, list[bytes]]:
+        """Brings deleted items back, each with a fresh rid; hold the writer.
+
+        Returns:
+            Their new rids, and their vectors.
+        """
+        fresh = self.reserve_rids(len(rids))
+        renumbered = list(zip(fresh, rids, strict=True))
+        for table in ("items", "vectors", "thumbnails"):
+            connection.executemany(f"UPDATE {table} SET rid = ? WHERE rid = ?", renumbered)
+        connection.executemany(
+            "UPDATE items SET deleted_at = NULL, seq = ? WHERE rid = ?", [(seq, rid) for rid in fresh]
+        )
+        vectors = self.vectors_of(connection, fresh)
+        return fresh, [vectors[rid] for rid in fresh]
+
+    def erase_collection(self, connection: sqlite3.Connection, cid: int) -> None:
+        """Erases all items of a collection."""
+        for table in ("vectors", "thumbnails"):
+            connection.execute(
+                f"DELETE FROM {table} WHERE rid IN (SELECT rid FROM items WHERE cid = ?)", (cid,)
+            )
+        connection.execute("DELETE FROM items WHERE cid = ?", (cid,))
+
+    def count_deleted(self, connection: sqlite3.Connection, cid: int, *, since: float) -> int:
+        """How many items were deleted since a time and are still on disk."""
+        (count,) = connection.execute(
+            "SELECT count(*) FROM items WHERE cid = ? AND deleted_at >= ?", (cid, since)
+        ).fetchone()
+        return int(count)
+
+    def vectors_of(self, connection: sqlite3.Connection, rids: Iterable[int]) -> dict[int, bytes]:
+        """The vectors of some rids, as float32 bytes."""
+        return dict(
+            connection.execute(
+                "SELECT rid, vector FROM vectors WHERE rid IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(rids)),),
+            )
+        )
+
+    def used_bytes(self, connection: sqlite3.Connection) -> int:
+        """Of the database's file, without the pages that wait to be used again."""
+        page_bytes, pages, free = (
+            int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("page_size", "page_count", "freelist_count")
+        )
+        return page_bytes * (pages - free)
+
+    def copy_to(self, path: Path) -> None:
+        """Writes a copy of the database, of one moment, into a new file, while others read and write."""
+        with self.reading() as connection:
+            connection.execute("ROLLBACK")  # VACUUM INTO makes its own transaction
+            connection.execute("VACUUM INTO ?", (str(path),))
+
     def erase_deleted(self, connection: sqlite3.Connection, *, before: float) -> None:
         """Erases what was deleted before a time, in seconds since 1970."""
-        self._erase(connection, "SELECT rid FROM items WHERE deleted_at < ?", before)
+        # The index on (cid, deleted_at) holds deleted items only, so all of it is few.
+        self._erase(
+            connection, "SELECT rid FROM items WHERE deleted_at IS NOT NULL AND deleted_at < ?", before
+        )
 
     def _erase(self, connection: sqlite3.Connection, which: str, parameter: str | float) -> None:
         for table in ("vectors", "thumbnails", "items"):  # items last: `which` may read it

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from app.errors import StorageError
-from app.search import embedded
-from app.search.collection import Item
+from app.search.collection import GRACE_S, Item
 from app.search.embedded import EmbeddedCollection
 from app.search.library import Collections
 
@@ -58,14 +57,12 @@ def test_a_collection_made_while_its_namesake_is_dropped_is_kept_or_gone_for_goo
 ) -> None:
     with Collections.open(tmp_path) as collections:
         collections.create("a", fingerprint="f", dimensions=D)
-        look_up = collections.get
+        look_up, drop = collections.get, collections.drop
 
         def look_up_and_lose(name: str) -> EmbeddedCollection:
             """Between looking and dropping, others drop it and make it anew."""
             found = look_up(name)
-            collections._by_name.pop(name)
-            with collections._store.writing() as connection:
-                collections._store.drop_collection(connection, found.cid)
+            drop(name)
             return collections.create(name, fingerprint="g", dimensions=D) and found
 
         monkeypatch.setattr(collections, "get", look_up_and_lose)
@@ -107,7 +104,7 @@ def test_what_was_deleted_leaves_the_disk_after_its_grace(
         collection.delete(["a"])
     database = tmp_path / "collections.sqlite"
     assert secret in database.read_bytes()
-    later = time.time() + embedded.GRACE_S + 1
+    later = time.time() + GRACE_S + 1
     monkeypatch.setattr(time, "time", lambda: later)
     with Collections.open(tmp_path) as collections:
         assert collections.get("default").count() == 1
@@ -121,7 +118,7 @@ def test_what_was_deleted_long_ago_leaves_the_disk_at_the_next_deletion(
         collection = collections.create("default", fingerprint="f", dimensions=D)
         collection.upsert(items(2), fingerprint="f")
         collection.delete(["00000"])
-        later = time.time() + embedded.GRACE_S + 1
+        later = time.time() + GRACE_S + 1
         monkeypatch.setattr(time, "time", lambda: later)
         collection.delete(["00001"])
     connection = sqlite3.connect(tmp_path / "collections.sqlite")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from app.errors import StorageError
+from app.search import registry
 from app.search.collection import Item
 from app.search.directory import prepare_database
 from app.search.library import Collections
@@ -29,7 +30,7 @@ def row(rid: int, name: str) -> NewItem:
 
 def test_a_transaction_that_raises_leaves_nothing_behind(store: Store) -> None:
     with store.writing() as connection:
-        cid = store.add_collection(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
+        cid = registry.add(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
 
     def interrupted() -> None:
         with store.writing() as connection:
@@ -48,14 +49,14 @@ def test_a_transaction_that_raises_leaves_nothing_behind(store: Store) -> None:
 
 def test_a_reader_keeps_its_state_while_others_commit(store: Store) -> None:
     with store.writing() as connection:
-        cid = store.add_collection(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
+        cid = registry.add(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
     with store.reading() as early:
-        assert store.seq(early, cid) == 0
+        assert registry.seq(early, cid) == 0
         with store.writing() as connection:
-            assert store.next_seq(connection, cid) == 1
+            assert registry.next_seq(connection, cid) == 1
         with store.reading() as late:
-            assert store.seq(late, cid) == 1
-        assert store.seq(early, cid) == 0
+            assert registry.seq(late, cid) == 1
+        assert registry.seq(early, cid) == 0
 
 
 def test_every_connection_waits_for_the_disk_at_each_commit(store: Store) -> None:
@@ -69,7 +70,7 @@ def test_rids_are_never_used_twice_not_even_after_a_restart(tmp_path: Path) -> N
     path = prepare_database(tmp_path)
     store = Store(path)
     with store.writing() as connection:
-        cid = store.add_collection(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
+        cid = registry.add(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
         (rid,) = store.reserve_rids(1)
         store.replace_items(connection, cid, seq=1, new=[row(rid, "x")], old_rids=[])
         store.replace_items(connection, cid, seq=2, new=[], old_rids=[rid])
