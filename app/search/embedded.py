@@ -6,7 +6,6 @@ fail; so what was acknowledged is both kept and found, and what failed is neithe
 Dimension key: Q queries · N items · D embedding
 """
 
-import base64
 import contextlib
 import json
 import sqlite3
@@ -17,7 +16,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import FingerprintMismatch, InvalidQuery, UnknownCollection
+from app.errors import UnknownCollection
 from app.search import registry
 from app.search.collection import (
     GRACE_S,
@@ -36,10 +35,9 @@ from app.search.filters import is_storable_text, parse_filter
 from app.search.index import Candidates, Rows, Snapshot, VectorIndex
 from app.search.registry import CollectionRow
 from app.search.rows import CheckedItems, check_items, unit_vectors
+from app.search.rules import check_limit, check_window, cursor_of_id, id_of_cursor, refuse_other_model
 from app.search.store import ItemRow, NewItem, Store
 
-MAX_RESULTS = 1_000
-MAX_PAGE_ITEMS = 1_000
 _OPTIMISTIC_TRIES = 8
 
 
@@ -113,13 +111,7 @@ class EmbeddedCollection:
 
     def upsert(self, items: Sequence[Item], *, fingerprint: str) -> list[UpsertStatus]:
         """Adds or replaces items, all or none; see `Collection.upsert`."""
-        if fingerprint != self.fingerprint:
-            raise FingerprintMismatch(
-                f"the collection {self.name!r} holds vectors of the model {self.fingerprint}; these are of "
-                f"{fingerprint}. Use that model, or another collection",
-                expected=self.fingerprint,
-                found=fingerprint,
-            )
+        refuse_other_model(self.name, expected=self.fingerprint, found=fingerprint)
         checked = check_items(items, dimensions=self.dimensions)
         with self._store.writer():
             with self._store.writing() as connection:
@@ -230,9 +222,8 @@ class EmbeddedCollection:
 
     def scroll(self, *, cursor: str | None, limit: int, filter: Mapping[str, Json] | None = None) -> Page:
         """Lists items in order of id; see `Collection.scroll`."""
-        if not 1 <= limit <= MAX_PAGE_ITEMS:
-            raise InvalidQuery(f"limit is {limit}; it must be 1 to {MAX_PAGE_ITEMS}")
-        after = "" if cursor is None else _id_of_cursor(cursor)
+        check_limit(limit)
+        after = "" if cursor is None else id_of_cursor(cursor)
         condition = _condition(filter)
         with self._store.reading() as connection:
             self._seq(connection)
@@ -240,7 +231,7 @@ class EmbeddedCollection:
         has_more = len(rows) > limit
         rows = rows[:limit]
         return Page(
-            items=[_item(row) for row in rows], next_cursor=_cursor_of_id(rows[-1].id) if has_more else None
+            items=[_item(row) for row in rows], next_cursor=cursor_of_id(rows[-1].id) if has_more else None
         )
 
     def search(  # noqa: PLR0913 - see the seam
@@ -257,7 +248,7 @@ class EmbeddedCollection:
         with_vectors: bool = False,
     ) -> list[list[Neighbour]]:
         """Finds the nearest items of each query; see `Collection.search`. So far always exact."""
-        _check_window(k=k, offset=offset, threshold=threshold, max_score=max_score)
+        check_window(k=k, offset=offset, threshold=threshold, max_score=max_score)
         condition = _condition(filter)
         queries_QD = unit_vectors(np.asarray(vectors_QD), dimensions=self.dimensions)
         with self._one_state() as (connection, snapshot):
@@ -474,29 +465,3 @@ def _between(least: float | None, greatest: float | None, found: Candidates) -> 
     if greatest is not None:
         keep &= found.scores <= np.float32(greatest)
     return Candidates(found.rids[keep], found.scores[keep])
-
-
-def _check_window(*, k: int, offset: int, threshold: float | None, max_score: float | None) -> None:
-    if k < 1 or offset < 0 or offset + k > MAX_RESULTS:
-        raise InvalidQuery(
-            f"k is {k} and offset {offset}; k must be at least 1, offset at least 0, and both together at "
-            f"most {MAX_RESULTS:,}. To read everything, list the items page by page"
-        )
-    for name, bound in (("threshold", threshold), ("max_score", max_score)):
-        if bound is not None and not -1.0 <= bound <= 1.0:
-            raise InvalidQuery(f"{name} is {bound}; scores are cosines, so it must be -1 to 1")
-    if threshold is not None and max_score is not None and max_score < threshold:
-        raise InvalidQuery(
-            f"max_score is {max_score}, below the threshold of {threshold}: no score is between"
-        )
-
-
-def _cursor_of_id(item_id: str) -> str:
-    return base64.urlsafe_b64encode(item_id.encode()).decode("ascii")
-
-
-def _id_of_cursor(cursor: str) -> str:
-    try:
-        return base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True).decode()
-    except ValueError:  # binascii.Error and the Unicode errors are ValueErrors
-        raise InvalidQuery("the cursor is not one that a page gave; begin again without one") from None

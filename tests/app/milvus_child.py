@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -47,11 +48,15 @@ def main(data_dir: Path, port: int | None) -> None:
     )
     server = milvus.MilvusServer(config)
     server.webservice_port = web_port
-    server.start()
-    address = {"url": f"http://127.0.0.1:{server.listen_port}", "pid": server.server_proc.pid}
-    print(json.dumps(address), flush=True)
-    sys.stdin.read()
-    server.stop()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        server.start()
+        address = {"url": f"http://127.0.0.1:{server.listen_port}", "pid": server.server_proc.pid}
+        sys.stdout.write(json.dumps(address) + "\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+    finally:
+        server.stop()
 
 
 def unpack_once() -> None:
