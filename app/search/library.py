@@ -16,7 +16,7 @@ from app.errors import (
     UnknownCollection,
 )
 from app.search import registry
-from app.search.collection import GRACE_S, CollectionInfo, SuccessorInfo
+from app.search.collection import CollectionInfo, SuccessorInfo
 from app.search.directory import lock_directory, prepare_database, storage_errors, sync_directory
 from app.search.embedded import EmbeddedCollection
 from app.search.rules import MAX_NAME, check_model, check_name, retired_name
@@ -78,8 +78,6 @@ class Collections:
         return collections
 
     def _load(self) -> None:
-        with self._store.writing() as connection:
-            self._store.erase_deleted(connection, before=time.time() - GRACE_S)
         with self._store.reading() as connection:
             rows = registry.collections(connection)
             name_of = {row.cid: row.name for row in rows if row.name is not None}
@@ -157,8 +155,8 @@ class Collections:
     def _erase(self, dropped: Sequence[EmbeddedCollection]) -> None:
         with self._store.writing() as connection:
             for collection in dropped:
-                self._store.erase_collection(connection, collection.cid)
                 registry.remove(connection, collection.cid)
+        self._store.erase_soon()
 
     # Aliases
 

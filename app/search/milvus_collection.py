@@ -45,7 +45,8 @@ from app.search.milvus_search import Hit, Wanted, compare_all, nearest
 from app.search.milvus_server import Missing
 from app.search.milvus_table import IDS_AT_ONCE, LIVE, Row, Table, chunks
 from app.search.rows import check_id, check_items, unit_vectors
-from app.search.rules import check_limit, check_window, cursor_of_id, id_of_cursor, refuse_other_model
+from app.search.rules import check_limit, cursor_of_id, id_of_cursor, refuse_other_model
+from app.search.scores import Bounds, check_window
 
 
 class MilvusCollection:
@@ -191,12 +192,13 @@ class MilvusCollection:
         with_vectors: bool = False,
     ) -> list[list[Neighbour]]:
         """Finds the nearest items of each query; see `Collection.search`."""
-        check_window(k=k, offset=offset, threshold=threshold, max_score=max_score)
+        check_window(k=k, offset=offset)
+        bounds = Bounds.checked(threshold=threshold, max_score=max_score)
         where = _where(filter)
         queries_QD = unit_vectors(np.asarray(vectors_QD), dimensions=self.dimensions)
         if excluded := sorted(set(_possible(exclude_ids))):
             where = f"{where} and not (id in [{', '.join(map(quoted, excluded))}])"
-        wanted = Wanted(count=offset + k, where=where, least=threshold, greatest=max_score)
+        wanted = Wanted(count=offset + k, where=where, bounds=bounds)
         with self._unless_dropped():
             if exact and not self._table.is_exact:
                 found = compare_all(self._table, queries_QD, wanted)

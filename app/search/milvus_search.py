@@ -23,6 +23,7 @@ import numpy.typing as npt
 from app.search.collection import Vector
 from app.search.milvus_rows import vector_of, vectors_of
 from app.search.milvus_table import REQUEST_BYTES, WINDOW, Row, Table
+from app.search.scores import Bounds
 
 ROUGH_ERROR = 2e-6  # of a server's scores; 1.8e-7 was measured, at 8 to 1,024 dimensions
 _TRIES = 3
@@ -44,28 +45,26 @@ class Wanted:
     Attributes:
         count: How many rows at most, at least 1.
         where: Which rows, as an expression.
-        least: Of a score, or None.
-        greatest: Of a score, or None.
+        bounds: Of their scores.
     """
 
     count: int
     where: str
-    least: float | None = None
-    greatest: float | None = None
+    bounds: Bounds
 
     def keeps(self, scores_N: Scores) -> npt.NDArray[np.bool_]:
         """Which scores are within the bounds."""
         kept_N = np.ones(len(scores_N), dtype=np.bool_)
-        if self.least is not None:
-            kept_N &= scores_N >= np.float32(self.least)
-        if self.greatest is not None:
-            kept_N &= scores_N <= np.float32(self.greatest)
+        if self.bounds.least is not None:
+            kept_N &= scores_N >= np.float32(self.bounds.least)
+        if self.bounds.greatest is not None:
+            kept_N &= scores_N <= np.float32(self.bounds.greatest)
         return kept_N
 
     def least_rough(self, rough: Sequence[float]) -> float:
         """The least rough score, of these in falling order, that may belong to the answer."""
-        least = -math.inf if self.least is None else self.least
-        greatest = math.inf if self.greatest is None else self.greatest
+        least = -math.inf if self.bounds.least is None else self.bounds.least
+        greatest = math.inf if self.bounds.greatest is None else self.bounds.greatest
         surely = [score for score in rough if least + ROUGH_ERROR <= score <= greatest - ROUGH_ERROR]
         if len(surely) >= self.count:
             return surely[self.count - 1] - 2 * ROUGH_ERROR

@@ -9,7 +9,6 @@ from app.errors import FingerprintMismatch, InvalidCollection, InvalidQuery
 
 MAX_DIMENSIONS = 65_536
 MAX_NAME = 64
-MAX_RESULTS = 1_000
 MAX_PAGE_ITEMS = 1_000
 _NAME = re.compile(f"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
 
@@ -51,26 +50,6 @@ def refuse_other_model(name: str, *, expected: str, found: str) -> None:
             f"{found}. Use that model, or another collection",
             expected=expected,
             found=found,
-        )
-
-
-def check_window(*, k: int, offset: int, threshold: float | None, max_score: float | None) -> None:
-    """Refuses windows and bounds that no search can have.
-
-    Raises:
-        InvalidQuery: k, offset, threshold or max_score is out of bounds.
-    """
-    if k < 1 or offset < 0 or offset + k > MAX_RESULTS:
-        raise InvalidQuery(
-            f"k is {k} and offset {offset}; k must be at least 1, offset at least 0, and both together at "
-            f"most {MAX_RESULTS:,}. To read everything, list the items page by page"
-        )
-    for name, bound in (("threshold", threshold), ("max_score", max_score)):
-        if bound is not None and not -1.0 <= bound <= 1.0:
-            raise InvalidQuery(f"{name} is {bound}; scores are cosines, so it must be -1 to 1")
-    if threshold is not None and max_score is not None and max_score < threshold:
-        raise InvalidQuery(
-            f"max_score is {max_score}, below the threshold of {threshold}: no score is between"
         )
 
 

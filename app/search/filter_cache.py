@@ -1,0 +1,128 @@
+"""What filters keep, remembered from one search to the next.
+
+A rid is never used twice and its metadata never change: an update or an undeletion gets a new one. So what a
+filter keeps of the rids that there were stays right for ever, and only those that came since are asked for.
+Rids of deleted items may stay among it; the index knows who lives.
+"""
+
+import json
+import sqlite3
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from app.search.fields import Fields
+from app.search.filter_sql import Rids, kept_by
+from app.search.filters import Filter
+from app.search.index import Snapshot
+from app.search.items import Items
+from app.search.matching import matches
+
+MAX_BYTES: Final = 16 * 2**20  # of a collection: two filters that keep all of a million items
+_MAX_ENTRIES: Final = 256
+_ONE_BY_ONE: Final = 500  # as long as asking the index for 100,000 takes
+_ONE_BY_ONE_SHARE: Final = 0.01
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a filter keeps.
+
+    Attributes:
+        since_seq: The commit of the snapshot that it was last held against: it has nothing of what was erased
+            before, so an older snapshot can't use it.
+        covered: The greatest rid of that snapshot.
+        kept: Rids, rising.
+        one_by_one: How many rids were asked for since the index was.
+    """
+
+    since_seq: int
+    covered: int
+    kept: Rids
+    one_by_one: int
+
+
+class FilterCache:
+    """Of one collection. Safe to use from many threads.
+
+    Args:
+        cid: The collection's number in the store.
+        items: SQL on items.
+        fields: The index of filters.
+    """
+
+    def __init__(self, cid: int, *, items: Items, fields: Fields) -> None:
+        self._cid = cid
+        self._items = items
+        self._fields = fields
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+
+    def kept(self, connection: sqlite3.Connection, snapshot: Snapshot, node: Filter) -> Rids:
+        """The rids of a snapshot that a filter keeps, rising; with some that are dead, or aren't there yet.
+
+        Args:
+            connection: In a transaction that sees the snapshot's commit.
+            snapshot: Of the index.
+            node: From `parse_filter`.
+        """
+        key = repr(node)  # equal filters may differ: 1, 1.0 and True are equal
+        with self._lock:
+            known = self._entries.get(key)
+            if known is not None:
+                self._entries.move_to_end(key)
+        if known is None or known.since_seq > snapshot.seq:
+            entry = self._asked(connection, snapshot, node)
+        elif known.since_seq == snapshot.seq:
+            return known.kept
+        else:
+            entry = self._extended(connection, snapshot, node, known)
+        self._remember(key, entry)
+        return entry.kept
+
+    def _asked(self, connection: sqlite3.Connection, snapshot: Snapshot, node: Filter) -> _Entry:
+        kept = kept_by(connection, self._cid, node, fields=self._fields)
+        everything = rids_above(snapshot, 0)
+        return _Entry(snapshot.seq, _last(everything, 0), kept.of(everything), 0)
+
+    def _extended(
+        self, connection: sqlite3.Connection, snapshot: Snapshot, node: Filter, known: _Entry
+    ) -> _Entry:
+        fresh = rids_above(snapshot, known.covered)
+        one_by_one = known.one_by_one + len(fresh)
+        if one_by_one > max(_ONE_BY_ONE, _ONE_BY_ONE_SHARE * snapshot.size):
+            return self._asked(connection, snapshot, node)
+        texts = self._items.texts(connection, fresh.tolist()) if len(fresh) else {}
+        more = [rid for rid, (_, metadata) in sorted(texts.items()) if matches(node, json.loads(metadata))]
+        kept = np.concatenate([known.kept, np.array(more, dtype=np.int64)]) if more else known.kept
+        return _Entry(snapshot.seq, _last(fresh, known.covered), kept, one_by_one)
+
+    def _remember(self, key: str, entry: _Entry) -> None:
+        with self._lock:
+            known = self._entries.get(key)
+            if known is None or known.since_seq < entry.since_seq:
+                self._entries[key] = entry
+                self._entries.move_to_end(key)
+            total = sum(entry.kept.nbytes + len(key) for key, entry in self._entries.items())
+            while self._entries and (total > MAX_BYTES or len(self._entries) > _MAX_ENTRIES):
+                key, entry = self._entries.popitem(last=False)
+                total -= entry.kept.nbytes + len(key)
+
+
+def rids_above(snapshot: Snapshot, rid: int) -> Rids:
+    """The rids of a snapshot that came after one, dead or alive, rising."""
+    known = snapshot.rids[: snapshot.size]
+    return known[np.searchsorted(known, rid, side="right") :]
+
+
+def living(snapshot: Snapshot, rids: Rids) -> Rids:
+    """Those of some rids that live in a snapshot, rising."""
+    rows = snapshot.rows_of(rids)
+    return snapshot.rids[rows[snapshot.alive[rows]]]
+
+
+def _last(rids: Rids, default: int) -> int:
+    return int(rids[-1]) if len(rids) else default
