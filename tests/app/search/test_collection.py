@@ -1,5 +1,6 @@
 """What every engine promises, asked through the seam only: a second engine joins by its name in `ENGINES`."""
 
+import secrets
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,17 +24,24 @@ from app.errors import (
 )
 from app.search.collection import Catalogue, Collection, Item
 from app.search.library import Collections
+from app.search.milvus import MilvusCollections
 
-ENGINES = ["embedded"]
+ENGINES = ["embedded", "milvus"]
 D = 8
 MODEL = "sha256:model"
 
 
 @pytest.fixture(params=ENGINES)
-def catalogue(tmp_path: Path) -> Iterator[Catalogue]:
-    collections = Collections.open(tmp_path)
-    yield collections
-    collections.close()
+def catalogue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalogue]:
+    if request.param == "embedded":
+        with Collections.open(tmp_path) as embedded:
+            yield embedded
+        return
+    url = request.getfixturevalue("milvus_url")
+    with MilvusCollections.open(url, space=f"t{secrets.token_hex(8)}") as on_a_server:
+        yield on_a_server
+        for info in on_a_server.list():
+            on_a_server.drop(info.name)
 
 
 @pytest.fixture
