@@ -72,6 +72,11 @@ class View:
         return self.size == self.chunk.room
 
     @property
+    def codes(self) -> ByteCodes | None:
+        """The rows in 8 bits; None where some of the chunk's came later than the view."""
+        return self.chunk.codes if self.is_full else None
+
+    @property
     def dead_count(self) -> int:
         """How many of the rows in use are dead."""
         return self.size - self.alive_count

@@ -31,7 +31,7 @@ from app.search.collection import (
     UpsertStatus,
     Vector,
 )
-from app.search.filter_cache import FilterCache
+from app.search.filter_cache import FilterCache, living_rids
 from app.search.filter_sql import Rids
 from app.search.filters import Filter, is_storable_text, parse_filter
 from app.search.index import VectorIndex
@@ -86,11 +86,6 @@ class EmbeddedCollection:
         return self._row.cid
 
     @property
-    def seq(self) -> int:
-        """Counts what was written to it."""
-        return self._index.snapshot.seq
-
-    @property
     def key(self) -> str:
         """What no other collection has, whatever directory it is from."""
         row = self._row
@@ -100,6 +95,11 @@ class EmbeddedCollection:
     def index(self) -> VectorIndex:
         """Its search in memory."""
         return self._index
+
+    @property
+    def seq(self) -> int:
+        """Counts what was written to it."""
+        return self._index.snapshot.seq
 
     @property
     def info(self) -> CollectionInfo:
@@ -145,7 +145,7 @@ class EmbeddedCollection:
             self.cid,
             seq=seq,
             new=what.new_items(checked, rids),
-            old=[(row.rid, row.metadata) for row in what.replaced],
+            old=what.replaced,
         )
         return self._prepared(
             seq,
@@ -166,7 +166,7 @@ class EmbeddedCollection:
         with self._committing() as connection:
             self._seq_on_disk(connection)
             snapshot = self._index.snapshot
-            rids = snapshot.living(self._filters.kept(connection, snapshot, node))
+            rids = living_rids(snapshot, self._filters.kept(connection, snapshot, node))
             return self._delete(connection, rids.tolist())
 
     def _delete(self, connection: sqlite3.Connection, rids: list[int]) -> int:
@@ -185,7 +185,7 @@ class EmbeddedCollection:
             rids = items.deleted_rids(connection, self.cid, _storable(ids), since=since)
             if rids:
                 seq = self._next_seq(connection)
-                fresh, vectors = items.undelete(connection, self.cid, rids, seq=seq)
+                fresh, vectors = items.undelete(connection, rids, seq=seq)
                 vectors_ND = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(-1, self.dimensions)
                 self._announce(
                     self._prepared(seq, rids=np.array(fresh, dtype=np.int64), vectors_ND=vectors_ND)
@@ -246,7 +246,7 @@ class EmbeddedCollection:
             if node is None:
                 rows = self._store.items.after(connection, self.cid, after, limit=limit + 1)
             else:
-                kept = snapshot.living(self._filters.kept(connection, snapshot, node))
+                kept = living_rids(snapshot, self._filters.kept(connection, snapshot, node))
                 rows = matching_after(
                     connection,
                     self.cid,
@@ -305,14 +305,15 @@ class EmbeddedCollection:
 
     def explain(self, *, filter: Mapping[str, Json] | None = None, exact: bool = False) -> Explanation:
         """How `search` would go about it now; see `Collection.explain`."""
-        node = None if filter is None else parse_filter(filter)
         with self._one_state() as (connection, snapshot):
-            only = None if node is None else self._filters.kept(connection, snapshot, node)
-        return Explanation(
-            method=snapshot.method(only=only, exact=exact),
-            items=snapshot.alive_count,
-            matched=None if only is None else len(snapshot.living(only)),
-        )
+            only = None
+            if filter is not None:
+                only = self._filters.kept(connection, snapshot, parse_filter(filter))
+            return Explanation(
+                method=snapshot.method(only=only, exact=exact),
+                items=snapshot.alive_count,
+                matched=None if only is None else len(living_rids(snapshot, only)),
+            )
 
     def count(self, filter: Mapping[str, Json] | None = None) -> int:
         """How many items there are, or match; see `Collection.count`."""
@@ -320,7 +321,7 @@ class EmbeddedCollection:
             return self._index.snapshot.alive_count
         node: Filter = parse_filter(filter)
         with self._one_state() as (connection, snapshot):
-            return len(snapshot.living(self._filters.kept(connection, snapshot, node)))
+            return len(living_rids(snapshot, self._filters.kept(connection, snapshot, node)))
 
     def stats(self) -> CollectionStats:
         """What keeping and searching it takes; see `Collection.stats`."""

@@ -93,13 +93,12 @@ class Collections:
                 collection = EmbeddedCollection(row, self._store, name=name_of[row.cid])
                 collection.load(connection)
                 loaded.append((row, collection))
+                self._watch(collection)
             self._names = _Names(
                 collections={c.name: c for row, c in loaded if row.name is not None},
                 aliases={alias: name_of[cid] for alias, cid in registry.aliases(connection).items()},
                 successors={c.name: c for row, c in loaded if row.name is None},
             )
-        for _, collection in loaded:
-            self._watch(collection)
         self._maintenance.start()
 
     def _watch(self, collection: EmbeddedCollection) -> None:

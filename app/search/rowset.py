@@ -39,6 +39,9 @@ class _Located:
     is_complete: bool
     parts: list[tuple[int, Rows]]
 
+    def covers(self, size: int) -> bool:
+        return self.size == size or (self.is_complete and self.size < size)
+
 
 class RowSet:
     """Some rids; finding their rows costs 40 ns each, so keep the object where the filter comes again.
@@ -68,8 +71,9 @@ class RowSet:
         """
         size = sum(view.size for view in views)
         known = self._located
-        # Rids that weren't found may have come since; rows that were found stay until rows move.
-        if known is not None and known.firsts is firsts and (known.is_complete or known.size == size):
+        # Rows stay where they are until `firsts` is another. Rids that weren't found may have come since; and
+        # those that were may not be there yet, for a reader of an older state.
+        if known is not None and known.firsts is firsts and known.covers(size):
             return known.parts
         parts = [(number, views[number].rows_of(rids)) for number, rids in spread(firsts, self.rids)]
         found = sum(len(rows) for _, rows in parts)

@@ -10,8 +10,8 @@ import numpy as np
 
 from app.errors import InvalidQuery
 from app.search.candidates import Candidates
-from app.search.chunks import Rows
 from app.search.collection import Vector
+from app.search.filter_sql import Rids
 from app.search.rowset import RowSet
 from app.search.snapshot import Snapshot
 
@@ -72,7 +72,7 @@ def nearest_within(
     *,
     k: int,
     only: RowSet | None,
-    excluded: Rows,
+    excluded: Rids,
     bounds: Bounds,
     exact: bool,
 ) -> list[Candidates]:

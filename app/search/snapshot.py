@@ -29,8 +29,8 @@ QUERIES_AT_ONCE = 16  # 65,536 rows * 16 queries * 4 bytes = 4 MB of scores
 # IVF 10 ns for each row of its lists, and 0.2 ms.
 ROWS_COMPARED_IN_FULL = 8_000
 _LIST_ROWS_FOR_ONE = 8
-# Where a filter has to do with the vectors, its nearest rows are in many of the lists that it leaves: 128 find
-# 0.98 to 0.99 of them, of 512 lists of 100,000 rows as of 1,024 of 1,000,000.
+# Where a filter has to do with the vectors, its nearest rows are in many of the lists that it leaves: 128
+# lists find 0.98 to 0.99 of them, of 512 with 100,000 rows as of 1,024 with 1,000,000.
 _FILTERED_PROBES = 128
 _FILTERED_DEPTH = 400
 _SCAN_ABOVE_SHARE = 0.5  # a row picked out costs about twice one that is passed by
@@ -78,7 +78,7 @@ class Snapshot:
     def memory_bytes(self) -> int:
         """Of vectors and search structures, as far as they are written."""
         rows = self.size * (4 * self.dimensions + 8)
-        codes = sum(view.chunk.codes.nbytes for view in self.views if view.chunk.codes is not None)
+        codes = sum(view.codes.nbytes for view in self.views if view.codes is not None)
         return rows + codes + (0 if self.ivf is None else self.ivf.ivf.nbytes)
 
     def method(self, *, only: RowSet | None = None, exact: bool = False, k: int = 10) -> str:
@@ -89,7 +89,7 @@ class Snapshot:
             return "rows" if self._filtered_setting(only, k=k) is None else "ivf"
         if self._setting(k) is not None:
             return "ivf"
-        return "int8" if any(view.chunk.codes is not None for view in self.views) else "exact"
+        return "int8" if any(view.codes is not None for view in self.views) else "exact"
 
     def nearest(
         self,
@@ -134,23 +134,6 @@ class Snapshot:
             found.append(view.chunk.vectors[view.rows_of(here)])
         return np.concatenate(found)
 
-    def rids_above(self, rid: int) -> Rows:
-        """The rids that came after one, dead or alive, rising."""
-        found = [NO_ROWS]
-        for view in self.views:
-            if view.last_rid > rid:
-                known = view.chunk.rids[: view.size]
-                found.append(known[np.searchsorted(known, rid, side="right") :])
-        return np.concatenate(found)
-
-    def living(self, chosen: RowSet) -> Rows:
-        """Those of some rids that live, rising."""
-        found = [NO_ROWS]
-        for number, rows in chosen.parts(self.firsts, self.views):
-            view = self.views[number]
-            found.append(view.chunk.rids[view.living(rows)])
-        return np.concatenate(found)
-
     # Without a filter
 
     def _search_all(self, pools: list[Pool]) -> None:
@@ -193,12 +176,11 @@ class Snapshot:
     def _compare_codes(self, pool: Pool) -> None:
         depth = 2 * pool.k + 80 + pool.excluded_count
         for view in self.views:
-            codes = view.chunk.codes
+            codes = view.codes
             if codes is None:
                 _compare(view, view.living_rows(), [pool])
                 continue
-            alive = None if view.alive is None else view.alive[: view.size]
-            rows = codes.nearest(pool.query_D, depth=depth, alive=alive)
+            rows = codes.nearest(pool.query_D, depth=depth, alive=view.alive)
             rough = products_at(view.chunk.vectors, rows, pool.query_D)
             if len(rows) == depth and pool.ties_with_all([rough]):
                 _compare(view, view.living_rows(), [pool])

@@ -270,6 +270,31 @@ def test_a_set_of_rows_stays_right_while_rows_come_go_and_move() -> None:
     assert nearest() == expected
 
 
+def test_an_older_state_sees_no_row_that_came_later() -> None:
+    vectors = random_units(400, seed=21)
+    index = VectorIndex(D)
+    add(index, vectors[:200], first_rid=0)
+    before = index.snapshot
+    add(index, vectors[200:], first_rid=200)
+    chosen = RowSet(np.arange(0, 400, 3, dtype=np.int64))
+    for snapshot, size in ((index.snapshot, 400), (before, 200), (index.snapshot, 400)):
+        (candidates,) = snapshot.nearest(vectors[:1], k=400, only=chosen)
+        assert set(candidates.rids.tolist()) == set(range(0, size, 3))
+
+
+def test_codes_of_a_chunk_show_an_older_state_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks_module, "MAX_CHUNK_ROWS", 300)
+    vectors = random_units(300, seed=22)
+    index = VectorIndex(D)
+    add(index, vectors[:200], first_rid=0)
+    before = index.snapshot
+    add(index, vectors[200:], first_rid=200)
+    with_codes(index)
+    assert found(before, vectors[299], 300) != [299]
+    assert len(found(before, vectors[299], 300)) == 200
+    assert found(index.snapshot, vectors[299], 1) == [299]
+
+
 def with_codes(index: VectorIndex) -> None:
     for view in index.snapshot.views:
         if view.is_full:
