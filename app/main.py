@@ -142,8 +142,10 @@ def ensure_default_collection(catalogue: Catalogue, engine: Engine) -> Collectio
         )
     if collection.fingerprint != model.fingerprint:
         logger.warning(
-            "collection %r holds embeddings of another model (%s): /embed works, searching it answers 409",
+            "collection %r holds embeddings of another model (%s): /embed works, searching it answers 409 until "
+            "POST /collections/%s/reindex has made them anew",
             DEFAULT_COLLECTION,
             collection.fingerprint,
+            DEFAULT_COLLECTION,
         )
     return collection
