@@ -142,8 +142,8 @@ def ensure_default_collection(catalogue: Catalogue, engine: Engine) -> Collectio
         )
     if collection.fingerprint != model.fingerprint:
         logger.warning(
-            "collection %r holds embeddings of another model (%s): /embed works, searching it answers 409 until "
-            "POST /collections/%s/reindex has made them anew",
+            "collection %r holds embeddings of another model (%s): /embed works, searching it answers 409 "
+            "until POST /collections/%s/reindex has made them anew",
             DEFAULT_COLLECTION,
             collection.fingerprint,
             DEFAULT_COLLECTION,
