@@ -33,7 +33,7 @@ from app.inference.engine import Engine
 from app.inference.threads import cpu_budget
 from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
-from app.search.snapshots import SNAPSHOTS_FOLDER, Snapshots
+from app.search.snapshot_files import SNAPSHOTS_FOLDER, Snapshots
 from app.settings import Settings
 from app.telemetry import Metrics
 from dino_core.bundle import Manifest

@@ -1,7 +1,7 @@
 """What keeps the collections of a service: exports, snapshots, aliases, reindexing. A part of the client.
 
 with Client("http://127.0.0.1:8000") as client:
-    Upkeep(client).export("default", Path("default.parquet"))
+    LifecycleClient(client).export("default", Path("default.parquet"))
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -65,7 +65,7 @@ class Reindexing:
     error: str | None
 
 
-class Upkeep:
+class LifecycleClient:
     """Asks a service to keep its collections.
 
     All methods raise `NoService` where nobody answers, and `ServiceRefused` where the service won't.
