@@ -140,7 +140,7 @@ class EmbeddedCollection:
             self.cid,
             seq=seq,
             new=what.new_items(checked, rids),
-            old=[(row.rid, row.metadata) for row in what.replaced],
+            old=what.replaced,
         )
         return self._prepared(
             seq,
@@ -180,7 +180,7 @@ class EmbeddedCollection:
             rids = items.deleted_rids(connection, self.cid, _storable(ids), since=since)
             if rids:
                 seq = self._next_seq(connection)
-                fresh, vectors = items.undelete(connection, self.cid, rids, seq=seq)
+                fresh, vectors = items.undelete(connection, rids, seq=seq)
                 vectors_ND = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(-1, self.dimensions)
                 self._announce(
                     self._prepared(seq, rids=np.array(fresh, dtype=np.int64), vectors_ND=vectors_ND)

@@ -9,7 +9,7 @@ import json
 import sqlite3
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -23,8 +23,11 @@ from app.search.matching import matches
 
 MAX_BYTES: Final = 16 * 2**20  # of a collection: two filters that keep all of a million items
 _MAX_ENTRIES: Final = 256
-_ONE_BY_ONE: Final = 500  # as long as asking the index for 100,000 takes
-_ONE_BY_ONE_SHARE: Final = 0.01
+# Asking the index of fields costs as much as looking at so many items one by one, at most.
+_ASKING: Final = 500
+_ASKING_SHARE: Final = 0.025
+# Rids of the dead gather in an entry; asked anew, it has none.
+_STALE_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -79,26 +82,41 @@ class FilterCache:
         elif known.since_seq == snapshot.seq:
             return known.kept
         else:
-            entry = self._extended(connection, snapshot, node, known)
+            entry = self._brought_up(connection, snapshot, node, known)
         self._remember(key, entry)
         return entry.kept
 
     def _asked(self, connection: sqlite3.Connection, snapshot: Snapshot, node: Filter) -> _Entry:
+        """Asks the index of fields, as far as it is written, and then one by one."""
         kept = kept_by(connection, self._cid, node, fields=self._fields)
+        indexed = self._items.indexed(connection)
         everything = rids_above(snapshot, 0)
-        return _Entry(snapshot.seq, _last(everything, 0), kept.of(everything), 0)
+        there = everything[: np.searchsorted(everything, indexed, side="right")]
+        entry = _Entry(snapshot.seq, indexed, kept.of(there), 0)
+        return self._extended(connection, snapshot, node, entry)
+
+    def _brought_up(
+        self, connection: sqlite3.Connection, snapshot: Snapshot, node: Filter, known: _Entry
+    ) -> _Entry:
+        """From the commit that an entry knows to that of a snapshot, the cheaper way."""
+        fresh = len(rids_above(snapshot, known.covered))
+        unindexed = len(rids_above(snapshot, self._items.indexed(connection)))
+        is_cheaper = fresh > unindexed + max(_ASKING, _ASKING_SHARE * snapshot.size)
+        is_stale = known.one_by_one + fresh > _STALE_SHARE * (snapshot.size + _ASKING)
+        if is_cheaper or is_stale:
+            return self._asked(connection, snapshot, node)
+        return self._extended(connection, snapshot, node, known)
 
     def _extended(
         self, connection: sqlite3.Connection, snapshot: Snapshot, node: Filter, known: _Entry
     ) -> _Entry:
         fresh = rids_above(snapshot, known.covered)
-        one_by_one = known.one_by_one + len(fresh)
-        if one_by_one > max(_ONE_BY_ONE, _ONE_BY_ONE_SHARE * snapshot.size):
-            return self._asked(connection, snapshot, node)
-        texts = self._items.texts(connection, fresh.tolist()) if len(fresh) else {}
+        if not len(fresh):
+            return replace(known, since_seq=snapshot.seq)
+        texts = self._items.texts(connection, fresh.tolist())
         more = [rid for rid, (_, metadata) in sorted(texts.items()) if matches(node, json.loads(metadata))]
         kept = np.concatenate([known.kept, np.array(more, dtype=np.int64)]) if more else known.kept
-        return _Entry(snapshot.seq, _last(fresh, known.covered), kept, one_by_one)
+        return _Entry(snapshot.seq, int(fresh[-1]), kept, known.one_by_one + len(fresh))
 
     def _remember(self, key: str, entry: _Entry) -> None:
         with self._lock:
@@ -122,7 +140,3 @@ def living(snapshot: Snapshot, rids: Rids) -> Rids:
     """Those of some rids that live in a snapshot, rising."""
     rows = snapshot.rows_of(rids)
     return snapshot.rids[rows[snapshot.alive[rows]]]
-
-
-def _last(rids: Rids, default: int) -> int:
-    return int(rids[-1]) if len(rids) else default
