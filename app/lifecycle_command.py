@@ -25,13 +25,14 @@ from app.client import Client
 from app.errors import StorageError
 from app.inference.blocking import blocking_engine
 from app.inference.config import InferenceConfig
+from app.lifecycle_client import LifecycleClient
 from app.reindexing import FailedItem, Reindex
 from app.reindexing import Progress as Reindexing
 from app.search.library import Collections
 from app.search.parquet import export_collection
 from app.search.parquet_import import import_collection
 from app.search.restoring import restore_collection, restore_directory
-from app.search.snapshots import SNAPSHOTS_FOLDER, Snapshots
+from app.search.snapshot_files import SNAPSHOTS_FOLDER, Snapshots
 from app.settings import (
     AnySettings,
     IndexExportSettings,
@@ -43,7 +44,6 @@ from app.settings import (
     load,
 )
 from app.sinks import Place, service_at
-from app.upkeep import Upkeep
 from dino_core.bundle import load_bundle
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells say it
@@ -58,7 +58,9 @@ def index_export(told: IndexExportSettings, place: Place) -> int:
     """Writes a collection to a Parquet file."""
     with _service_or_none(place) as client:
         if client is not None:
-            size_bytes = Upkeep(client).export(told.collection, told.file, thumbnails=told.thumbnails)
+            size_bytes = LifecycleClient(client).export(
+                told.collection, told.file, thumbnails=told.thumbnails
+            )
         else:
             with _directory(place) as catalogue:
                 export_collection(catalogue.get(told.collection), told.file, thumbnails=told.thumbnails)
@@ -72,7 +74,7 @@ def index_import(told: IndexImportSettings, place: Place) -> int:
     with _service_or_none(place) as client:
         if client is not None:
             with _bytes_shown(told.file) as sent:
-                done = Upkeep(client).import_file(told.collection, told.file, sent=sent)
+                done = LifecycleClient(client).import_file(told.collection, told.file, sent=sent)
         else:
             with Collections.open(place.data_dir) as catalogue:
                 done = import_collection(catalogue, told.collection, told.file)
@@ -87,11 +89,11 @@ def index_snapshot(told: IndexSnapshotSettings, place: Place) -> int:
     """Copies all collections into a file."""
     with _service_or_none(place) as client:
         if client is not None:
-            upkeep = Upkeep(client)
-            made = upkeep.make_snapshot()
+            lifecycle = LifecycleClient(client)
+            made = lifecycle.make_snapshot()
             _say(f"the service has the snapshot {made.name} ({made.size_bytes:,} bytes)")
             if told.to is not None:
-                upkeep.fetch_snapshot(made.name, told.to)
+                lifecycle.fetch_snapshot(made.name, told.to)
                 _say(f"{told.to} is a copy of it")
             return 0
         with _directory(place) as catalogue:
@@ -109,7 +111,7 @@ def index_restore(told: IndexRestoreSettings, place: Place) -> int:
     """Puts one collection of a snapshot in place, or makes a directory of it all."""
     with _service_or_none(place) as client:
         if client is not None:
-            return _restore_in_service(told, Upkeep(client))
+            return _restore_in_service(told, LifecycleClient(client))
     kept = place.data_dir / SNAPSHOTS_FOLDER / told.file
     file = kept if not told.file.exists() and kept.is_file() else told.file
     if told.collection is None:
@@ -122,19 +124,19 @@ def index_restore(told: IndexRestoreSettings, place: Place) -> int:
     return 0
 
 
-def _restore_in_service(told: IndexRestoreSettings, upkeep: Upkeep) -> int:
+def _restore_in_service(told: IndexRestoreSettings, lifecycle: LifecycleClient) -> int:
     if told.collection is None:
         raise StorageError(
             "a running service restores one collection at a time: name it with --collection, or stop the "
             "service to make a new directory with --data-dir"
         )
-    there = [snapshot.name for snapshot in upkeep.snapshots()]
+    there = [snapshot.name for snapshot in lifecycle.snapshots()]
     if told.file.name not in there:
         raise StorageError(
             f"the service has no snapshot {told.file.name}; it has: {', '.join(there) or 'none'}. Copy the "
             f"file into the folder {SNAPSHOTS_FOLDER} of its data directory"
         )
-    restored = upkeep.restore(told.file.name, told.collection, as_name=told.as_name)
+    restored = lifecycle.restore(told.file.name, told.collection, as_name=told.as_name)
     _say_restored(restored.collection, restored.items, restored.previous)
     return 0
 
@@ -149,7 +151,7 @@ def index_reindex(told: IndexReindexSettings, place: Place) -> int:
     """Embeds a collection anew, and shows how far it is; run again, it goes on where it was."""
     with _service_or_none(place) as client:
         if client is not None:
-            return _reindex_in_service(told, Upkeep(client))
+            return _reindex_in_service(told, LifecycleClient(client))
     with (
         _directory(place) as catalogue,
         blocking_engine(
@@ -180,11 +182,11 @@ def _run_quietly(reindex: Reindex, skip_failed: bool) -> None:
         reindex.run(skip_failed=skip_failed)
 
 
-def _reindex_in_service(told: IndexReindexSettings, upkeep: Upkeep) -> int:
-    begun = upkeep.begin_reindex(told.collection, skip_failed=told.skip_failed)
+def _reindex_in_service(told: IndexReindexSettings, lifecycle: LifecycleClient) -> int:
+    begun = lifecycle.begin_reindex(told.collection, skip_failed=told.skip_failed)
 
     def progress() -> Reindexing:
-        answer = upkeep.reindexing(begun.collection)
+        answer = lifecycle.reindexing(begun.collection)
         fields = {name: getattr(answer, name) for name in answer.__dataclass_fields__}
         del fields["warnings"]
         fields["failures"] = tuple(

@@ -38,7 +38,7 @@ from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
 from app.search.library import Collections
 from app.search.reading import ReadingJobs
-from app.search.snapshots import SNAPSHOTS_FOLDER, Snapshots
+from app.search.snapshot_files import SNAPSHOTS_FOLDER, Snapshots
 from app.settings import Settings
 from app.telemetry import Metrics
 from dino_core.bundle import Manifest
@@ -169,8 +169,10 @@ def ensure_default_collection(catalogue: Catalogue, engine: Engine) -> Collectio
         )
     if collection.fingerprint != model.fingerprint:
         logger.warning(
-            "collection %r holds embeddings of another model (%s): /embed works, searching it answers 409",
+            "collection %r holds embeddings of another model (%s): /embed works, searching it answers 409 "
+            "until POST /collections/%s/reindex has made them anew",
             DEFAULT_COLLECTION,
             collection.fingerprint,
+            DEFAULT_COLLECTION,
         )
     return collection

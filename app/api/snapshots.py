@@ -13,7 +13,7 @@ from app.api.openapi import answer_of, example, json_body_of
 from app.api.schemas import parse
 from app.api.state import StateDep, in_bulk, in_worker
 from app.search.restoring import Restored, restore_collection
-from app.search.snapshots import SnapshotInfo
+from app.search.snapshot_files import SnapshotInfo
 
 router = APIRouter(prefix="/snapshots", tags=["snapshots"])
 

@@ -16,7 +16,7 @@ from app.inference.engine import Engine
 from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
 from app.search.reading import ReadingJobs
-from app.search.snapshots import Snapshots
+from app.search.snapshot_files import Snapshots
 from app.settings import Settings
 from app.telemetry import Metrics
 from dino_core.bundle import Manifest

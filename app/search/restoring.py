@@ -14,7 +14,7 @@ from pathlib import Path
 from app.errors import CollectionExists, NotReady, StorageError, SuccessorExists, UnknownCollection
 from app.search.collection import Catalogue, CollectionInfo
 from app.search.directory import DATABASE_NAME, lock_directory
-from app.search.snapshots import SnapshotFile
+from app.search.snapshot_files import SnapshotFile
 from app.search.whole_file import whole_file
 
 

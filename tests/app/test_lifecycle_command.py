@@ -12,9 +12,9 @@ import pytest
 from app import sinks
 from app.cli import main
 from app.client import Client, NoService, ServiceRefused
+from app.lifecycle_client import LifecycleClient
 from app.search.collection import Item
 from app.search.library import Collections
-from app.upkeep import Upkeep
 from tests.app.api.serving import multipart, photo
 from tests.app.running import Service, running_service, write_tiny_bundle
 
@@ -142,8 +142,8 @@ def test_a_snapshot_of_a_service_is_fetched_and_restored_there(
     status, said = dino_serve("snapshot", "--server", service.url, "--to", file)
     assert (status, file.is_file()) == (0, True)
     with Client(service.url) as client:
-        upkeep = Upkeep(client)
-        (kept,) = upkeep.snapshots()
+        lifecycle = LifecycleClient(client)
+        (kept,) = lifecycle.snapshots()
         assert (kept.name in said, kept.collections, kept.problem) == (True, {"default": 5}, None)
         assert kept.size_bytes == file.stat().st_size
     where = ["--server", service.url, "--collection", "default"]
@@ -157,26 +157,26 @@ def test_a_snapshot_of_a_service_is_fetched_and_restored_there(
     assert status == 2
     assert "name it with --collection" in said
     with Client(service.url) as client:
-        Upkeep(client).delete_snapshot(kept.name)
-        assert Upkeep(client).snapshots() == []
+        LifecycleClient(client).delete_snapshot(kept.name)
+        assert LifecycleClient(client).snapshots() == []
 
 
 def test_the_client_leads_aliases(service: Service) -> None:
     with Client(service.url) as client:
-        upkeep = Upkeep(client)
-        upkeep.set_alias("best", "default")
-        assert upkeep.aliases() == {"best": "default"}
-        upkeep.drop_alias("best")
-        assert upkeep.aliases() == {}
+        lifecycle = LifecycleClient(client)
+        lifecycle.set_alias("best", "default")
+        assert lifecycle.aliases() == {"best": "default"}
+        lifecycle.drop_alias("best")
+        assert lifecycle.aliases() == {}
         with pytest.raises(ServiceRefused, match="unknown_collection"):
-            upkeep.set_alias("best", "nowhere")
+            lifecycle.set_alias("best", "nowhere")
 
 
 def test_a_file_that_could_not_be_fetched_whole_is_not_there(service: Service, tmp_path: Path) -> None:
     with Client(service.url) as client, pytest.raises(ServiceRefused, match="unknown_collection"):
-        Upkeep(client).export("nowhere", tmp_path / "out.parquet")
+        LifecycleClient(client).export("nowhere", tmp_path / "out.parquet")
     with Client(NOBODY) as client, pytest.raises(NoService, match="did not answer"):
-        Upkeep(client).export("default", tmp_path / "out.parquet")
+        LifecycleClient(client).export("default", tmp_path / "out.parquet")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -244,10 +244,10 @@ def test_a_service_is_told_to_reindex_and_followed_to_the_end(
         assert status == 2
         assert "nothing_to_reindex" in said
         with Client(service.url) as client:
-            done = Upkeep(client).reindexing("default")
+            done = LifecycleClient(client).reindexing("default")
             assert (done.state, done.done, done.from_source) == ("done", 12, 12)
             with pytest.raises(ServiceRefused, match="unknown_collection"):
-                Upkeep(client).cancel_reindex("default")
+                LifecycleClient(client).cancel_reindex("default")
 
 
 @pytest.mark.parametrize(

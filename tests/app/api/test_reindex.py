@@ -86,8 +86,8 @@ def slow_down(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 def test_a_collection_of_another_model_says_the_way_out_which_leads_there(
     new: Api, bundle: Bundle, other_bundle: Bundle
 ) -> None:
-    search = {"files": multipart([photo(7)])}
-    refused = new.http.post("/similar?k=1", **search)
+    files = multipart([photo(7)])
+    refused = new.http.post("/similar?k=1", files=files)
     assert refused.status_code == 409
     assert "POST /collections/default/reindex" in refused.json()["detail"]
 
@@ -99,7 +99,7 @@ def test_a_collection_of_another_model_says_the_way_out_which_leads_there(
     assert (state["from_source"], state["warnings"], state["error"]) == (60, [], None)
     assert state["from_fingerprint"] == bundle.manifest.fingerprint
     assert state["to_fingerprint"] == other_bundle.manifest.fingerprint
-    found = new.http.post("/similar?k=1", **search).json()
+    found = new.http.post("/similar?k=1", files=files).json()
     assert found["data"][0]["neighbours"][0]["id"] == "0007"
     assert new.http.get(f"/collections/{state['previous']}").json()["items"] == 60
     assert new.http.get("/collections/default/items/0007/thumbnail").status_code == 200

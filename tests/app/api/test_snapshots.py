@@ -8,7 +8,7 @@ import pytest
 from app.errors import Unsupported
 from app.search.collection import Catalogue
 from app.search.library import Collections
-from app.search.snapshots import SnapshotFile
+from app.search.snapshot_files import SnapshotFile
 from dino_core.bundle import Bundle
 from tests.app.api.serving import Api, multipart, photo
 
@@ -145,3 +145,19 @@ def test_a_snapshot_of_another_model_is_restored_and_refused_to_searches(
     assert api.http.post(f"/snapshots/{name}/restore", json={"collection": "theirs"}).status_code == 200
     answer = api.http.post("/similar?collection=theirs", files=multipart([photo(1)]))
     assert answer.json()["code"] == "fingerprint_mismatch"
+
+
+def test_a_restore_that_was_killed_is_cancelled_and_begun_again(start: StartApi) -> None:
+    api = start()
+    add(api, 1)
+    name = api.http.post("/snapshots").json()["name"]
+    fingerprint = api.bundle.manifest.fingerprint
+    api.catalogue.begin_successor("default", fingerprint=fingerprint, dimensions=48)  # as a kill leaves it
+    refused = api.http.post(f"/snapshots/{name}/restore", json={"collection": "default"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "successor_exists")
+    assert "DELETE /collections/default/reindex" in refused.json()["detail"]
+    assert nearest(api, 1) == "1"
+    assert api.http.get("/collections/default/reindex").json()["state"] == "interrupted"
+    assert api.http.delete("/collections/default/reindex").json()["state"] == "cancelled"
+    assert api.http.post(f"/snapshots/{name}/restore", json={"collection": "default"}).status_code == 200
+    assert nearest(api, 1) == "1"

@@ -1,7 +1,9 @@
 """What keeps the collections of a service: exports, snapshots, aliases, reindexing. A part of the client.
 
-with Client("http://127.0.0.1:8000") as client:
-    Upkeep(client).export("default", Path("default.parquet"))
+    with Client("http://127.0.0.1:8000") as client:
+        LifecycleClient(client).export("default", Path("default.parquet"))
+
+Files that it fetches are whole, or aren't there.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -65,7 +67,7 @@ class Reindexing:
     error: str | None
 
 
-class Upkeep:
+class LifecycleClient:
     """Asks a service to keep its collections.
 
     All methods raise `NoService` where nobody answers, and `ServiceRefused` where the service won't.

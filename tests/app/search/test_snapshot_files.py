@@ -20,7 +20,7 @@ from app.errors import (
 from app.search.collection import Collection, Item
 from app.search.library import Collections
 from app.search.restoring import restore_collection, restore_directory
-from app.search.snapshots import SnapshotFile, Snapshots
+from app.search.snapshot_files import SnapshotFile, Snapshots
 
 D = 6
 
