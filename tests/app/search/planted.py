@@ -16,7 +16,7 @@ MODEL = "sha256:model"
 def directions(count: int, dimensions: int, *, seed: int = 0) -> Vector:
     """Unit vectors at random: in many dimensions all are about at right angles."""
     vectors = np.random.default_rng(seed).normal(size=(count, dimensions))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 def at_cosine(vector: Vector, cosine: float, *, seed: int = 0) -> Vector:
@@ -31,7 +31,7 @@ def at_cosine(vector: Vector, cosine: float, *, seed: int = 0) -> Vector:
 def clusters(
     count: int, *, each: int, dimensions: int = 32, spread: float = 0.3, seed: int = 0
 ) -> tuple[Vector, npt.NDArray[np.int64]]:
-    """Unit vectors around random directions, and whose each is; `spread` 1 is as far as the directions are."""
+    """Unit vectors around random directions, and whose each is; `spread` 1 is as far as those are long."""
     labels = np.repeat(np.arange(count), each)
     noise = directions(len(labels), dimensions, seed=seed + 1)
     vectors = directions(count, dimensions, seed=seed)[labels] + spread * noise

@@ -52,7 +52,7 @@ def test_new_items_are_placed_near_their_nearest_and_the_others_stay(tmp_path: P
     vectors, labels = clusters(10, each=40, dimensions=48, spread=0.6)
     before = mapped(tmp_path, vectors)
     chosen = np.arange(0, 400, 8)
-    new = np.stack([at_cosine(vectors[i], 0.97, seed=i) for i in chosen])
+    new = np.stack([at_cosine(vectors[i], 0.97, seed=int(i)) for i in chosen])
     after = mapped(tmp_path, np.concatenate([vectors, new]), before)
     assert after.facts == {"fitted_items": 400, "placed_items": 50}
     np.testing.assert_array_equal(after.arrays["xy"][:400], before.arrays["xy"])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from app.search import reading_file
-from app.search.reading_file import DamagedReading, Ids, read_kept, write_kept
+from app.search.reading_file import Array, DamagedReading, Ids, read_kept, write_kept
 
-ARRAYS = {
+ARRAYS: dict[str, Array] = {
     "xy": np.arange(6, dtype=np.float32).reshape(3, 2),
     "marks": np.array([2**64 - 1, 0, 7], np.uint64),
     "flags": np.array([True, False, True]),
