@@ -36,7 +36,6 @@ from app.search.milvus_rows import (
     ITEM_FIELDS,
     item_of,
     metadata_of,
-    new_row,
     plan,
     thumbnail_of,
     vector_of,
@@ -96,8 +95,8 @@ class MilvusCollection:
                 self._table.index()  # nothing to do, but for saying that it was dropped
                 return []
             known = self._table.by_id((item.id for item in items), compared)
-            statuses, chosen = plan(checked, known)
-            self._table.write([new_row(checked, i) for i in chosen])
+            statuses, rows = plan(checked, known)
+            self._table.write(rows)
         return statuses
 
     def delete(self, ids: Sequence[str]) -> int:

@@ -22,12 +22,8 @@ COMPARED_FIELDS = ("metadata", "sha256", "source", "has_thumbnail")
 logger = logging.getLogger(__name__)
 
 
-def new_row(checked: CheckedItems, i: int) -> Row:
-    """An item of a batch as it shall be kept.
-
-    Raises:
-        InvalidItem: The copy of its metadata for filters is more than Milvus keeps.
-    """
+def _new_row(checked: CheckedItems, i: int) -> Row:
+    """An item of a batch as it shall be kept."""
     item = checked.items[i]
     terms = terms_of(item.metadata)
     terms_bytes = len(json.dumps(terms, ensure_ascii=False, separators=(",", ":")).encode())
@@ -37,6 +33,12 @@ def new_row(checked: CheckedItems, i: int) -> Row:
             f"{MAX_TEXT_BYTES:,} can be kept. Keys with many signs and lists of short values take most"
         )
     thumbnail = _kept_thumbnail(item)
+    if thumbnail is not item.thumbnail:
+        logger.warning(
+            "the thumbnail of %r is larger than the %d bytes that Milvus keeps: it has none there",
+            item.id,
+            MAX_THUMBNAIL_BYTES,
+        )
     return {
         "id": item.id,
         "vector": checked.vectors_ND[i],
@@ -50,26 +52,27 @@ def new_row(checked: CheckedItems, i: int) -> Row:
     }
 
 
-def plan(checked: CheckedItems, known: Mapping[str, Row]) -> tuple[list[UpsertStatus], list[int]]:
-    """What each item means, and which must be written: of each id the last, if it isn't there already.
+def plan(checked: CheckedItems, known: Mapping[str, Row]) -> tuple[list[UpsertStatus], list[Row]]:
+    """What each item means, and what must be written: of each id the last, if it isn't there already.
 
     Args:
         checked: The batch.
         known: The rows that are there and not deleted, with `COMPARED_FIELDS`, and the vectors of those whose
             items have no hash.
+
+    Raises:
+        InvalidItem: The copy of an item's metadata for filters is more than Milvus keeps.
     """
     statuses: list[UpsertStatus] = []
-    there = dict(known)
-    chosen: dict[str, int] = {}
+    written: dict[str, Row] = {}
     for i, item in enumerate(checked.items):
-        row = there.get(item.id)
+        row = written.get(item.id) or known.get(item.id)
         if row is not None and _says_the_same(row, checked, i):
             statuses.append("unchanged")
             continue
         statuses.append("added" if row is None else "updated")
-        there[item.id] = new_row(checked, i)
-        chosen[item.id] = i
-    return statuses, sorted(chosen.values())
+        written[item.id] = _new_row(checked, i)
+    return statuses, list(written.values())
 
 
 def _says_the_same(row: Row, checked: CheckedItems, i: int) -> bool:
@@ -121,12 +124,5 @@ def _stored_source(source: str | None) -> str:
 
 
 def _kept_thumbnail(item: Item) -> bytes | None:
-    if item.thumbnail is not None and len(item.thumbnail) > MAX_THUMBNAIL_BYTES:
-        logger.warning(
-            "the thumbnail of %r has %d bytes, and Milvus keeps %d: it has none there",
-            item.id,
-            len(item.thumbnail),
-            MAX_THUMBNAIL_BYTES,
-        )
-        return None
-    return item.thumbnail
+    fits = item.thumbnail is not None and len(item.thumbnail) <= MAX_THUMBNAIL_BYTES
+    return item.thumbnail if fits else None

@@ -192,13 +192,13 @@ class _Best:
     def add(self, ids: Sequence[str], vectors_ND: Vector) -> None:
         scores_N = cosines(self._query_D, vectors_ND)
         kept = np.flatnonzero(self._wanted.keeps(scores_N))
-        all_ids = [*self._ids, *(ids[i] for i in kept)]
+        all_ids = [*self._ids, *(ids[i] for i in kept.tolist())]
         all_scores_N = np.concatenate([self._scores_N, scores_N[kept]])
         count = self._wanted.count
         if len(all_ids) > count:
             least = np.partition(all_scores_N, len(all_ids) - count)[len(all_ids) - count]
-            kept = np.flatnonzero(all_scores_N >= least)
-            all_ids, all_scores_N = [all_ids[i] for i in kept], all_scores_N[kept]
+            best = np.flatnonzero(all_scores_N >= least)
+            all_ids, all_scores_N = [all_ids[i] for i in best.tolist()], all_scores_N[best]
         self._ids, self._scores_N = all_ids, all_scores_N
 
     def winners(self) -> list[str]:
@@ -213,4 +213,5 @@ def cosines(query_D: Vector, vectors_ND: Vector) -> Scores:
     vectors = vectors_ND.astype(np.float64)
     products = (vectors * query).sum(axis=1)
     products /= np.linalg.norm(query) * np.sqrt((vectors * vectors).sum(axis=1))
-    return np.clip(products, -1.0, 1.0).astype(np.float32)
+    scores_N: Scores = np.clip(products, -1.0, 1.0).astype(np.float32)
+    return scores_N

@@ -40,7 +40,7 @@ class MilvusServer:
         """
         self.address = _address(url)
         try:
-            import grpc  # noqa: PLC0415 - a service without Milvus needs neither
+            import grpc  # type: ignore[import-untyped]  # noqa: PLC0415 - without Milvus none is needed
             import pymilvus  # noqa: PLC0415
         except ImportError as error:
             raise StorageError(
