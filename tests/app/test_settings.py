@@ -119,7 +119,7 @@ def test_indexing_passes_over_what_is_the_services_in_the_file(tmp_path: Path) -
     file = tmp_path / "settings.toml"
     file.write_text('port = 1\ndata_dir = "there"\n')
     settings = load(IndexAddSettings, ["photos", "--config", str(file)], prog="dino-serve index add")
-    assert (settings.directory, settings.data_dir) == (Path("photos"), Path("there"))
+    assert (settings.sources, settings.data_dir) == ([Path("photos")], Path("there"))
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def test_a_folder_goes_to_a_service_once_and_each_failure_is_named(
         assert isinstance(found, list)
         assert [neighbour.id for neighbour in found] == ["cats/07 ü.jpg"]
     with open_sink(place, collection="album") as sink:
-        found = sink.stored(["dogs/00 ü.jpg", "nobody"])
-        assert [item is not None for item in found] == [True, False]
+        there = sink.stored(["dogs/00 ü.jpg", "nobody"])
+        assert [item is not None for item in there] == [True, False]
     assert index_add([photos], collection="album", place=place, report=report) == 1
 
 

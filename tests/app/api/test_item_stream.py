@@ -138,7 +138,7 @@ def test_embeddings_of_another_model_are_refused_with_both_fingerprints(empty: A
         {"json": {"items": [line]}, "headers": {"X-Fingerprint": "sha256:other"}},
         {"files": multipart([photo(1)]), "params": {"fingerprint": "sha256:other"}},
     ):
-        answer = empty.http.post(ITEMS, **sent)  # type: ignore[arg-type]
+        answer = empty.http.post(ITEMS, **sent)
         assert (answer.status_code, answer.json()["code"]) == (409, "fingerprint_mismatch")
         assert answer.json()["found"] == "sha256:other"
         assert answer.json()["expected"] == empty.bundle.manifest.fingerprint

@@ -6,6 +6,7 @@ import pytest
 from starlette.types import Message, Receive
 
 from app.api.lines import Line, LineBounds, LineReader, LineSplitter, OverlongLine
+from app.api.refusals import UploadTimeout
 
 BOUNDS = LineBounds(line_bytes=10, batch_lines=3, batch_bytes=15, idle_s=5.0)
 
@@ -119,13 +120,17 @@ def test_a_body_that_stops_coming_is_over_after_a_while_but_not_while_nobody_tak
         reader = LineReader(receive, bounds)
         reading = asyncio.create_task(reader.run())
         await asyncio.sleep(0.3)
-        assert reader.timeout is None  # it is we who don't read
+        assert _timeout(reader) is None  # it is we who don't read
         assert await reader.next_batch() == [(0, b"0123456789")]
         assert await reader.next_batch() is None
-        assert reader.timeout is not None
+        assert isinstance(_timeout(reader), UploadTimeout)
         reading.cancel()
 
     run(work)
+
+
+def _timeout(reader: LineReader) -> UploadTimeout | None:
+    return reader.timeout
 
 
 def test_it_ends_when_the_caller_leaves() -> None:
