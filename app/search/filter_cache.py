@@ -17,9 +17,10 @@ import numpy as np
 from app.search.fields import Fields
 from app.search.filter_sql import Rids, kept_by
 from app.search.filters import Filter
-from app.search.index import Snapshot
 from app.search.items import Items
 from app.search.matching import matches
+from app.search.rowset import RowSet
+from app.search.snapshot import Snapshot
 
 MAX_BYTES: Final = 16 * 2**20  # of a collection: two filters that keep all of a million items
 _MAX_ENTRIES: Final = 256
@@ -38,13 +39,13 @@ class _Entry:
         since_seq: The commit of the snapshot that it was last held against: it has nothing of what was erased
             before, so an older snapshot can't use it.
         covered: The greatest rid of that snapshot.
-        kept: Rids, rising.
+        kept: What it keeps.
         one_by_one: How many rids were asked for since the index was.
     """
 
     since_seq: int
     covered: int
-    kept: Rids
+    kept: RowSet
     one_by_one: int
 
 
@@ -64,8 +65,8 @@ class FilterCache:
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
-    def kept(self, connection: sqlite3.Connection, snapshot: Snapshot, node: Filter) -> Rids:
-        """The rids of a snapshot that a filter keeps, rising; with some that are dead, or aren't there yet.
+    def kept(self, connection: sqlite3.Connection, snapshot: Snapshot, node: Filter) -> RowSet:
+        """The rids of a snapshot that a filter keeps; with some that are dead, or aren't there yet.
 
         Args:
             connection: In a transaction that sees the snapshot's commit.
@@ -92,7 +93,7 @@ class FilterCache:
         indexed = self._items.indexed(connection)
         everything = rids_above(snapshot, 0)
         there = everything[: np.searchsorted(everything, indexed, side="right")]
-        entry = _Entry(snapshot.seq, indexed, kept.of(there), 0)
+        entry = _Entry(snapshot.seq, indexed, RowSet(kept.of(there)), 0)
         return self._extended(connection, snapshot, node, entry)
 
     def _brought_up(
@@ -115,7 +116,9 @@ class FilterCache:
             return replace(known, since_seq=snapshot.seq)
         texts = self._items.texts(connection, fresh.tolist())
         more = [rid for rid, (_, metadata) in sorted(texts.items()) if matches(node, json.loads(metadata))]
-        kept = np.concatenate([known.kept, np.array(more, dtype=np.int64)]) if more else known.kept
+        kept = known.kept
+        if more:
+            kept = RowSet(np.concatenate([kept.rids, np.array(more, dtype=np.int64)]))
         return _Entry(snapshot.seq, int(fresh[-1]), kept, known.one_by_one + len(fresh))
 
     def _remember(self, key: str, entry: _Entry) -> None:
@@ -124,19 +127,28 @@ class FilterCache:
             if known is None or known.since_seq < entry.since_seq:
                 self._entries[key] = entry
                 self._entries.move_to_end(key)
-            total = sum(entry.kept.nbytes + len(key) for key, entry in self._entries.items())
+            total = sum(entry.kept.rids.nbytes + len(key) for key, entry in self._entries.items())
             while self._entries and (total > MAX_BYTES or len(self._entries) > _MAX_ENTRIES):
                 key, entry = self._entries.popitem(last=False)
-                total -= entry.kept.nbytes + len(key)
+                total -= entry.kept.rids.nbytes + len(key)
 
 
 def rids_above(snapshot: Snapshot, rid: int) -> Rids:
     """The rids of a snapshot that came after one, dead or alive, rising."""
-    known = snapshot.rids[: snapshot.size]
-    return known[np.searchsorted(known, rid, side="right") :]
+    found = []
+    for view in reversed(snapshot.views):
+        known = view.chunk.rids[: view.size]
+        if known[0] <= rid:
+            found.append(known[np.searchsorted(known, rid, side="right") :])
+            break
+        found.append(known)
+    return np.concatenate(found[::-1]) if found else np.empty(0, dtype=np.int64)
 
 
-def living(snapshot: Snapshot, rids: Rids) -> Rids:
+def living_rids(snapshot: Snapshot, kept: RowSet) -> Rids:
     """Those of some rids that live in a snapshot, rising."""
-    rows = snapshot.rows_of(rids)
-    return snapshot.rids[rows[snapshot.alive[rows]]]
+    found = [np.empty(0, dtype=np.int64)]
+    for number, rows in kept.parts(snapshot.firsts, snapshot.views):
+        view = snapshot.views[number]
+        found.append(view.chunk.rids[view.living(rows)])
+    return np.concatenate(found)

@@ -22,6 +22,7 @@ from app.search import registry
 from app.search.collection import CollectionInfo, SuccessorInfo
 from app.search.directory import lock_directory, prepare_database, storage_errors, sync_directory
 from app.search.embedded import EmbeddedCollection
+from app.search.maintenance import Maintenance
 from app.search.store import Store
 
 MAX_DIMENSIONS = 65_536
@@ -51,8 +52,9 @@ class Collections:
     Make it with `open`; `close` it, or use it as a context manager.
     """
 
-    def __init__(self, store: Store, lock_descriptor: int) -> None:
+    def __init__(self, store: Store, maintenance: Maintenance, lock_descriptor: int) -> None:
         self._store = store
+        self._maintenance = maintenance
         self._lock_descriptor = lock_descriptor
         self._lock = threading.Lock()
         self._names = _Names()
@@ -72,7 +74,7 @@ class Collections:
         try:
             store = Store(prepare_database(data_dir))
             try:
-                collections = cls(store, lock_descriptor)
+                collections = cls(store, Maintenance(data_dir, store.writer), lock_descriptor)
                 collections._load()
             except BaseException:
                 store.close()
@@ -81,6 +83,10 @@ class Collections:
             os.close(lock_descriptor)
             raise
         return collections
+
+    def settle(self, *, timeout_s: float) -> bool:
+        """Waits until the background has nothing left to do; False where that takes longer."""
+        return self._maintenance.settle(timeout_s=timeout_s)
 
     def _load(self) -> None:
         with self._store.reading() as connection:
@@ -92,11 +98,16 @@ class Collections:
                 collection = EmbeddedCollection(row, self._store, name=name_of[row.cid])
                 collection.load(connection)
                 loaded.append((row, collection))
+                self._watch(collection)
             self._names = _Names(
                 collections={c.name: c for row, c in loaded if row.name is not None},
                 aliases={alias: name_of[cid] for alias, cid in registry.aliases(connection).items()},
                 successors={c.name: c for row, c in loaded if row.name is None},
             )
+        self._maintenance.start()
+
+    def _watch(self, collection: EmbeddedCollection) -> None:
+        self._maintenance.watch(collection.cid, collection.index, key=collection.key)
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +130,7 @@ class Collections:
                     connection, name, fingerprint=fingerprint, dimensions=dimensions, created_at=time.time()
                 )
             collection = EmbeddedCollection(row, self._store, name=name)
+            self._watch(collection)
             self._names = replace(names, collections={**names.collections, name: collection})
         return collection
 
@@ -161,6 +173,8 @@ class Collections:
         with self._store.writing() as connection:
             for collection in dropped:
                 registry.remove(connection, collection.cid)
+        for collection in dropped:
+            self._maintenance.forget(collection.cid)
         self._store.erase_soon()
 
     # Aliases
@@ -216,6 +230,7 @@ class Collections:
                     created_at=time.time(),
                 )
             successor = EmbeddedCollection(row, self._store, name=name)
+            self._watch(successor)
             self._names = replace(names, successors={**names.successors, name: successor})
         return successor
 
@@ -272,6 +287,7 @@ class Collections:
         """Lets go of the directory; everything acknowledged is on disk already. May be called twice."""
         with self._lock:
             if self._lock_descriptor >= 0:
+                self._maintenance.close()
                 self._store.close()
                 os.close(self._lock_descriptor)
                 self._lock_descriptor = -1
