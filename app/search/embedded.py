@@ -207,6 +207,7 @@ class EmbeddedCollection:
                 with self._store.writing() as connection:
                     yield connection
                 if self._announced is not None:
+                    self._store.acknowledged.note(self.cid, self._announced.seq)
                     self._before = self._index.snapshot
                     self._index.publish(self._announced)
             finally:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import StorageError
 from app.search import blocks
 from app.search.collection import Vector
+from app.search.directory import Damage
 from app.search.fields import Fields
 from app.search.registry import CollectionRow
 
@@ -208,14 +208,14 @@ class Items:
         """All living vectors of a collection, in blocks, rids rising.
 
         Raises:
-            StorageError: A vector is missing or damaged.
+            Damage: A vector is missing or damaged.
         """
         rids_N = _living_rids(connection, collection.cid)
         for start in range(0, len(rids_N), _ROWS_AT_ONCE):
             block_N = rids_N[start : start + _ROWS_AT_ONCE]
             vectors_ND = _vectors_of_block(connection, block_N, dimensions=collection.dimensions)
             if vectors_ND is None:
-                raise StorageError(f"vectors of the collection {name!r} are damaged: restore a copy")
+                raise Damage(f"vectors of the collection {name!r} are missing or no vectors")
             yield block_N, vectors_ND
 
     # Writing
@@ -279,6 +279,8 @@ class Items:
         # SQLite counts what is inserted only.
         connection.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'items'", (self._last_rid,))
         vectors = self.vectors_of(connection, fresh)
+        if len(vectors) < len(fresh):
+            raise Damage("vectors of deleted items are missing")
         return fresh, [vectors[rid] for rid in fresh]
 
     # Behind the items

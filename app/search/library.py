@@ -19,11 +19,20 @@ from app.errors import (
     UnknownCollection,
 )
 from app.search import registry
+from app.search.acknowledged import FILE_NAME as ACKNOWLEDGED_NAME
 from app.search.collection import CollectionInfo, SuccessorInfo
-from app.search.directory import lock_directory, prepare_database, storage_errors, sync_directory
+from app.search.directory import (
+    DATABASE_NAME,
+    is_damage,
+    lock_directory,
+    prepare_database,
+    storage_errors,
+    sync_directory,
+)
 from app.search.embedded import EmbeddedCollection
 from app.search.maintenance import Maintenance
 from app.search.store import Store
+from app.search.wreck import what_can_be_saved
 
 MAX_DIMENSIONS = 65_536
 MAX_NAME = 64
@@ -72,12 +81,18 @@ class Collections:
         """
         lock_descriptor = lock_directory(data_dir)
         try:
-            store = Store(prepare_database(data_dir))
+            path = prepare_database(data_dir)
             try:
-                collections = cls(store, Maintenance(data_dir, store.writer), lock_descriptor)
-                collections._load()
-            except BaseException:
-                store.close()
+                store = Store(path)
+                try:
+                    collections = cls(store, Maintenance(data_dir, store.writer), lock_descriptor)
+                    collections._load()
+                except BaseException:
+                    store.close()
+                    raise
+            except StorageError as error:
+                if is_damage(error):
+                    raise StorageError(f"{error}; {what_can_be_saved(path)}") from error
                 raise
         except BaseException:
             os.close(lock_descriptor)
@@ -91,6 +106,7 @@ class Collections:
     def _load(self) -> None:
         with self._store.reading() as connection:
             rows = registry.collections(connection)
+            _refuse_if_behind(rows, self._store.acknowledged.read())
             name_of = {row.cid: row.name for row in rows if row.name is not None}
             name_of |= {row.cid: name_of[row.successor_of] for row in rows if row.successor_of is not None}
             loaded: list[tuple[registry.CollectionRow, EmbeddedCollection]] = []
@@ -104,6 +120,7 @@ class Collections:
                 aliases={alias: name_of[cid] for alias, cid in registry.aliases(connection).items()},
                 successors={c.name: c for row, c in loaded if row.name is None},
             )
+        self._store.begin()
         self._maintenance.start()
 
     def _watch(self, collection: EmbeddedCollection) -> None:
@@ -173,6 +190,7 @@ class Collections:
         with self._store.writing() as connection:
             for collection in dropped:
                 registry.remove(connection, collection.cid)
+            self._store.acknowledged.clear()
         for collection in dropped:
             self._maintenance.forget(collection.cid)
         self._store.erase_soon()
@@ -291,6 +309,22 @@ class Collections:
                 self._store.close()
                 os.close(self._lock_descriptor)
                 self._lock_descriptor = -1
+
+
+def _refuse_if_behind(rows: Sequence[registry.CollectionRow], last: tuple[int, int] | None) -> None:
+    """Refuses a database that lacks what was acknowledged."""
+    if last is None:
+        return
+    cid, seq = last
+    found = {row.cid: row for row in rows}.get(cid)
+    if found is not None and found.seq >= seq:
+        return
+    lost = f"{seq - found.seq:,} writes" if found is not None else "a whole collection"
+    raise StorageError(
+        f"{lost} that this directory acknowledged are not in {DATABASE_NAME}: its journal "
+        f"{DATABASE_NAME}-wal was cut or removed, or the database is an older copy. Put back the files that "
+        f"belong together; or, to go on without what is missing, remove the file {ACKNOWLEDGED_NAME!r}"
+    )
 
 
 def _check_name(name: str) -> None:

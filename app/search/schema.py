@@ -45,9 +45,10 @@ CREATE TABLE vectors (rid INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
 CREATE TABLE thumbnails (rid INTEGER PRIMARY KEY, webp BLOB NOT NULL) STRICT;
 """
 # `fields` is the index of filters, see `app.search.fields`. It is written behind the items, many at a time,
-# because an item has its rows all over it: `state` says up to which rid. For the same reason what an update
-# replaces is erased later, all but the item's row: `garbage` has what. `dropped` has the collections whose
-# items are yet to be erased, up to the rid that was reached.
+# because an item has its rows all over it: `state` says up to which rid, and whether a process has the
+# database open. For the same reason what an update replaces is erased later, all but the item's row:
+# `garbage` has what. `dropped` has the collections whose items are yet to be erased, up to the rid that was
+# reached.
 _SINCE_2: Final = """
 CREATE TABLE aliases (alias TEXT PRIMARY KEY, cid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX items_deleted ON items (cid, deleted_at) WHERE deleted_at IS NOT NULL;
@@ -66,7 +67,7 @@ CREATE TABLE fields (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE garbage (rid INTEGER PRIMARY KEY, cid INTEGER NOT NULL, metadata TEXT NOT NULL) STRICT;
 CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-INSERT INTO state (name, value) VALUES ('indexed', 0);
+INSERT INTO state (name, value) VALUES ('indexed', 0), ('open', 0);
 CREATE TABLE dropped (cid INTEGER PRIMARY KEY, reached INTEGER NOT NULL DEFAULT 0) STRICT;
 """
 _HEADER: Final = f"""

@@ -6,6 +6,7 @@ database and erases what nobody can reach any more, so that neither a commit nor
 """
 
 import contextlib
+import logging
 import queue
 import sqlite3
 import threading
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Final
 
 from app.errors import StorageError
-from app.search.directory import storage_errors
+from app.search.acknowledged import Acknowledged
+from app.search.directory import Damage, storage_errors
 from app.search.fields import Fields
 from app.search.items import Items
 from app.search.schema import migrate
 from app.search.upkeep import Upkeep
+
+logger = logging.getLogger(__name__)
 
 # Another program that looks into the file, such as the sqlite3 shell, may hold it shortly.
 _BUSY_TIMEOUT_S = 5.0
@@ -38,19 +42,31 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._closed = False
+        self._is_begun = False
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue(_READERS_KEPT)
         self._writer_lock = threading.RLock()
+        journal = path.with_name(f"{path.name}-wal")
+        has_journal = journal.exists() and journal.stat().st_size > 0
         self._writer = self._connect(cache_kib=_WRITER_CACHE_KIB)
         self.fields = Fields()
+        self.acknowledged = Acknowledged(path.parent)
         try:
             with storage_errors():
                 migrate(self._writer)
+                if not has_journal:
+                    _check_if_left_open(self._writer)
                 row = self._writer.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
                 self.items = Items(self.fields, last_rid=row[0] if row else 0)
                 self._upkeep = Upkeep(self, indexed=self.items.indexed(self._writer))
         except BaseException:
             self._writer.close()
             raise
+
+    def begin(self) -> None:
+        """Says on disk that the database is open, and starts the upkeep; nothing was written before."""
+        with self.transaction() as connection:
+            connection.execute("UPDATE state SET value = 1 WHERE name = 'open'")
+        self._is_begun = True
         self._upkeep.start()
 
     def _connect(self, *, cache_kib: int = _READER_CACHE_KIB) -> sqlite3.Connection:
@@ -75,13 +91,20 @@ class Store:
             if self._closed:
                 return
             self._closed = True
-        self._upkeep.stop()
+        if self._is_begun:
+            self._upkeep.stop()
         with self._writer_lock:
             with contextlib.suppress(queue.Empty):
                 while True:
                     self._readers.get_nowait().close()
-            with storage_errors():
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            try:
+                if self._is_begun:
+                    self._writer.execute("UPDATE state SET value = 0 WHERE name = 'open'")
+                    self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    self.acknowledged.clear()
+            except sqlite3.Error as error:  # everything acknowledged is in the journal
+                logger.warning("the journal could not be moved into the database: %s", error)
+            finally:
                 self._writer.close()
 
     @contextlib.contextmanager
@@ -162,6 +185,8 @@ class Store:
                 connection.execute("VACUUM INTO ?", (str(path),))
         finally:
             connection.close()
+        with storage_errors(), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as copy:
+            copy.execute("UPDATE state SET value = 0 WHERE name = 'open'")
 
     def erase_soon(self) -> None:
         """Something was dropped."""
@@ -177,3 +202,19 @@ class Store:
             connection.execute("ROLLBACK")  # a reader holds the journal
             _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         return int(pages)
+
+
+def _check_if_left_open(connection: sqlite3.Connection) -> None:
+    """Looks closer where a process had the database open, but its journal isn't here.
+
+    A copy by SQLite's own means is whole nevertheless; one of the file alone, while it was written, may not
+    be.
+
+    Raises:
+        Damage: It isn't whole.
+    """
+    (is_open,) = connection.execute("SELECT value FROM state WHERE name = 'open'").fetchone()
+    if is_open:
+        (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise Damage("it was copied without its journal, while it was written to")

@@ -24,11 +24,11 @@ from app.search.items import Items
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 0.1
-_INDEX_AT_ONCE: Final = 2_000  # items: about 40 ms
-_MAX_BEHIND: Final = 8_000  # items; above that a writer does it itself
-_ERASE_AT_ONCE: Final = 500
+INDEX_AT_ONCE: Final = 2_000  # items: about 40 ms
+MAX_BEHIND: Final = 8_000  # items; above that a writer does it itself
+ERASE_AT_ONCE: Final = 500
 _ERASE_EVERY_S: Final = 600.0
-_JOURNAL_PAGES: Final = 8_192  # 64 MB: above that the writer waits for the rest of a checkpoint
+JOURNAL_PAGES: Final = 8_192  # 64 MB: above that the writer waits for the rest of a checkpoint
 
 
 class _Store(Protocol):
@@ -73,13 +73,13 @@ class Upkeep:
 
     def before_commit(self) -> None:
         """Catches up where writers are faster than the thread; hold the writer."""
-        if self._behind() > _MAX_BEHIND:
+        if self._behind() > MAX_BEHIND:
             self._index_some()
 
     def after_commit(self) -> None:
         """Something was written; hold the writer."""
         self._commits += 1
-        if self._behind() >= _INDEX_AT_ONCE:
+        if self._behind() >= INDEX_AT_ONCE:
             self._wake.set()
 
     def _behind(self) -> int:
@@ -112,7 +112,7 @@ class Upkeep:
 
     def _catch_up(self, *, all_of_it: bool) -> bool:
         """Writes the index, and erases what was replaced; True where nothing is left."""
-        while not self._is_stopping and (all_of_it or self._behind() >= _INDEX_AT_ONCE):
+        while not self._is_stopping and (all_of_it or self._behind() >= INDEX_AT_ONCE):
             commits = self._commits
             if not self._paced(self._index_some):
                 return commits == self._commits
@@ -121,14 +121,14 @@ class Upkeep:
     def _index_some(self) -> int:
         items = self._store.items
         with self._store.transaction() as connection:
-            behind = items.index_some(connection, limit=_INDEX_AT_ONCE)
-            erased = items.erase_garbage(connection, limit=_INDEX_AT_ONCE)
+            behind = items.index_some(connection, limit=INDEX_AT_ONCE)
+            erased = items.erase_garbage(connection, limit=INDEX_AT_ONCE)
             indexed = items.indexed(connection)
         self._indexed = indexed
         return behind + erased
 
     def _checkpoint(self) -> None:
-        if self._store.checkpoint() > _JOURNAL_PAGES:
+        if self._store.checkpoint() > JOURNAL_PAGES:
             # It begins anew only where a transaction finds all of it moved; so none may go on meanwhile.
             with self._store.writer():
                 self._store.checkpoint()
@@ -141,9 +141,9 @@ class Upkeep:
         items = self._store.items
         with self._store.transaction() as connection:
             before = time.time() - GRACE_S
-            return items.erase_deleted(
-                connection, before=before, limit=_ERASE_AT_ONCE
-            ) or items.erase_dropped(connection, limit=_ERASE_AT_ONCE)
+            return items.erase_deleted(connection, before=before, limit=ERASE_AT_ONCE) or items.erase_dropped(
+                connection, limit=ERASE_AT_ONCE
+            )
 
     def _paced(self, step: Callable[[], int]) -> int:
         """Does something, and leaves as much time to the others."""
