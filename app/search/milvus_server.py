@@ -25,6 +25,10 @@ class Taken(Exception):
     """Another collection has the alias."""
 
 
+class NotLoaded(Exception):
+    """The server has the collection, but nobody has told it to load it, or it has not done so yet."""
+
+
 class MilvusServer:
     """One server. Safe to use from many threads.
 
@@ -65,6 +69,7 @@ class MilvusServer:
         Raises:
             Missing: There is no such collection or alias.
             Taken: An alias leads to another collection.
+            NotLoaded: The collection can't be read yet.
             StorageError: The server can't be reached in time, or can't do it.
         """
         try:
@@ -83,6 +88,8 @@ class MilvusServer:
             return Missing()
         if status in _TAKEN or (method == "create_alias" and status == 1):
             return Taken()
+        if status in _NOT_LOADED:
+            return NotLoaded()
         said = getattr(error, "message", None) or str(error)
         logger.warning("the Milvus server at %s failed to %s: %s", self.address, method, said)
         if (
@@ -99,11 +106,6 @@ class MilvusServer:
             return StorageError(
                 f"the Milvus server at {self.address} doesn't accept the token; --search-token-file names "
                 "the file that has it"
-            )
-        if status in _NOT_LOADED:
-            return StorageError(
-                f"the Milvus server at {self.address} has not loaded the collection yet; try again in some "
-                "seconds"
             )
         return StorageError(
             f"the Milvus server at {self.address} could not {method.replace('_', ' ')} (its code is "

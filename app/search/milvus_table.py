@@ -16,7 +16,7 @@ from app.search.collection import GRACE_S, Vector
 from app.search.filter_milvus import TERMS, quoted
 from app.search.milvus_claims import Claims
 from app.search.milvus_names import Generation
-from app.search.milvus_server import MilvusServer
+from app.search.milvus_server import MilvusServer, NotLoaded
 from app.search.rows import MAX_ID_BYTES, MAX_METADATA_BYTES, MAX_SOURCE_BYTES
 
 MAX_DIMENSIONS = 32_768  # Milvus's own
@@ -89,36 +89,42 @@ class Table:
 
     # Reading
 
-    def select(
-        self, where: str, fields: Sequence[str], *, limit: int = WINDOW, waits: bool = True
-    ) -> list[Row]:
-        """The first rows in order of id, at most `WINDOW`.
+    def select(self, where: str, fields: Sequence[str], *, waits: bool = True) -> list[Row]:
+        """Rows, in no order: all there are, or any `WINDOW` of them.
 
         Args:
             where: Which, as an expression.
             fields: Of them, beside the id.
-            limit: How many at most.
             waits: Until everything is seen that was written before; what a read of this process has seen is
                 nearly always seen without.
         """
-        self._wait_until_ready()
-        rows = self._server.call(
+        rows: list[Row] = self._read(
             "query",
-            self._name,
             filter=where,
             output_fields=["id", *fields],
-            limit=limit,
+            limit=WINDOW,
             consistency_level=READ_YOUR_WRITES if waits else "Eventually",
         )
-        return sorted(rows, key=lambda row: str(row["id"]))
+        return rows
 
     def pages(self, where: str, fields: Sequence[str], *, rows_at_once: int) -> Iterator[list[Row]]:
-        """All rows in order of id, some at a time."""
+        """All rows in order of id, some at a time; a page may have fewer than asked for."""
         behind = ""
-        while page := self.select(f"id > {quoted(behind)} and {where}", fields, limit=rows_at_once):
-            yield page
-            if len(page) < rows_at_once:
+        while True:
+            rows = self._read(
+                "query",
+                filter=f"id > {quoted(behind)} and {where}",
+                output_fields=["id", *fields],
+                limit=rows_at_once,
+                consistency_level=READ_YOUR_WRITES,
+                # Without these a server may answer with any rows, and not with the first.
+                iterator="True",
+                reduce_stop_for_best="True",
+            )
+            page = sorted(rows, key=lambda row: str(row["id"]))
+            if not page:
                 return
+            yield page
             behind = page[-1]["id"]
 
     def by_id(
@@ -135,10 +141,8 @@ class Table:
 
     def count(self, where: str) -> int:
         """How many rows there are."""
-        self._wait_until_ready()
-        (row,) = self._server.call(
+        (row,) = self._read(
             "query",
-            self._name,
             filter=where,
             output_fields=["count(*)"],
             consistency_level=READ_YOUR_WRITES,
@@ -149,10 +153,8 @@ class Table:
         self, queries_QD: Vector, where: str, fields: Sequence[str], *, limit: int
     ) -> list[list[tuple[float, Row]]]:
         """What the server's index finds: for each query rough scores and rows, best first."""
-        self._wait_until_ready()
-        answers = self._server.call(
+        answers = self._read(
             "search",
-            self._name,
             data=list(queries_QD),
             anns_field="vector",
             filter=where,
@@ -188,10 +190,21 @@ class Table:
         answer: Row = self._server.call("describe_index", self._name, "vector")
         return answer
 
-    def _wait_until_ready(self) -> None:
-        """A collection can be read once it is loaded; the server begins when it is made."""
-        if self._is_ready:
-            return
+    def _read(self, method: str, **named: Any) -> Any:  # noqa: ANN401 - as pymilvus answers
+        """Reads once the collection is loaded, and loads it again where somebody has released it."""
+        try:
+            if not self._is_ready:
+                self._wait_until_loaded()
+            return self._server.call(method, self._name, **named)
+        except NotLoaded:
+            self._wait_until_loaded()
+        try:
+            return self._server.call(method, self._name, **named)
+        except NotLoaded:
+            raise self._not_loaded() from None
+
+    def _wait_until_loaded(self) -> None:
+        """The server begins to load a collection when it is made."""
         deadline = time.monotonic() + LOAD_TIMEOUT_S
         asked = False
         while (state := self._server.call("get_load_state", self._name)["state"].name) != "Loaded":
@@ -201,12 +214,15 @@ class Table:
                 self._server.call("load_collection", self._name, _async=True)
                 asked = True
             if time.monotonic() > deadline:
-                raise StorageError(
-                    f"the Milvus server at {self._server.address} has not loaded a collection within "
-                    f"{LOAD_TIMEOUT_S:.0f} s; its log says why. Has it memory enough?"
-                )
+                raise self._not_loaded()
             time.sleep(0.02)
         self._is_ready = True
+
+    def _not_loaded(self) -> StorageError:
+        return StorageError(
+            f"the Milvus server at {self._server.address} has not loaded a collection within "
+            f"{LOAD_TIMEOUT_S:.0f} s; its log says why. Has it memory enough? Try again later"
+        )
 
     # Writing
 
@@ -232,7 +248,7 @@ class Table:
         """Of the last write of anybody; 0 where nobody wrote."""
         seen = self._seen_stamp
         while True:
-            # They come in order of id, so the greatest of them leaves few above it: this ends soon.
+            # The greatest of any 16,384 leaves few above it, so this ends soon.
             newer = self.select(f"stamp > {seen}", ["stamp"])
             seen = max([seen, *(int(row["stamp"]) for row in newer)])
             if len(newer) < WINDOW:
@@ -259,7 +275,7 @@ class Table:
 def _effort(index_type: str, *, limit: int) -> dict[str, int]:
     """How hard a kind of index shall search; of kinds that we don't know the server's default."""
     if index_type.startswith("HNSW"):
-        return {"ef": max(256, 2 * limit)}
+        return {"ef": max(512, 2 * limit)}
     if index_type.startswith(("IVF", "GPU_IVF", "SCANN")):
         return {"nprobe": 64}
     if index_type == "DISKANN":

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.settings import ENV_PREFIX, Settings
+from app.settings import ENV_PREFIX, Settings, load
 from training.settings import RunSettings
 
 ROOT = Path(__file__).parents[2]
@@ -70,8 +70,8 @@ def test_serving_finds_the_search_server_where_the_comment_says() -> None:
     port = COMPOSE["services"]["search"]["ports"][0].rpartition(":")[2]
     assert url == f"http://search:{port}"
     assert COMPOSE["services"]["serve"]["environment"]["DINO_SERVE_SEARCH_URL"] == "${SEARCH_URL:-}"
-    assert Settings(search_url="").search_url is None
-    assert Settings(search_url=url).search_url == url
+    for value, expected in (("", None), (url, url)):
+        assert load(Settings, ["--search-url", value], prog="dino-serve run").search_url == expected
     assert "[serve,milvus]" in DOCKERFILE
 
 

@@ -28,7 +28,7 @@ def items(count: int, *, seed: int = 0) -> list[Item]:
     ]
 
 
-def ids_found(collection: Collection, query: npt.NDArray[np.float32], **asked: Any) -> list[str]:  # noqa: ANN401
+def ids_found(collection: Collection, query: npt.NDArray[np.floating], **asked: Any) -> list[str]:  # noqa: ANN401
     (neighbours,) = collection.search(query[None], **({"k": 10} | asked))
     return [neighbour.id for neighbour in neighbours]
 

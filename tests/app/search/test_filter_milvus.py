@@ -73,7 +73,7 @@ def test_the_copy_is_json_of_texts(metadata: dict[str, Any]) -> None:
                 case _:
                     check(value)
 
-    check(terms_of(metadata))  # type: ignore[arg-type]
+    check(terms_of(metadata))
     json.dumps(terms_of(metadata))
 
 

@@ -290,6 +290,15 @@ def test_without_the_package_there_is_one_sentence(monkeypatch: pytest.MonkeyPat
         MilvusCollections.open("http://127.0.0.1:1")
 
 
+def test_a_collection_that_somebody_released_is_loaded_again(on_milvus: MilvusCollections) -> None:
+    pictures = on_milvus.create("pictures", fingerprint=MODEL, dimensions=D)
+    batch = items(5)
+    pictures.upsert(batch, fingerprint=MODEL)
+    on_milvus._server.call("release_collection", pictures._table.generation.server_name)
+    assert ids_found(pictures, batch[0].vector, k=1) == ["album/0000"]
+    assert pictures.count() == 5
+
+
 @pytest.mark.slow
 def test_a_killed_server_is_said_to_be_gone_and_has_everything_when_it_is_back(tmp_path: Path) -> None:
     with running_milvus(tmp_path / "server") as server:
