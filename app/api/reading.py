@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
@@ -52,9 +53,14 @@ async def read_map(
     def content(result: Result) -> dict[str, Any]:
         points = map_points(result, box=parameters.bounds, limit=parameters.limit)
         x, y = points.xy_N2[:, 0].copy(), points.xy_N2[:, 1].copy()
-        if parameters.encoding == "base64":
-            return {"total": points.in_box, "ids": points.ids, "x": base64_of(x), "y": base64_of(y)}
-        return {"total": points.in_box, "ids": points.ids, "x": x, "y": y}
+        as_text = parameters.encoding == "base64"
+        return {
+            "total": points.in_box,
+            "ids": points.ids,
+            "rows": points.rows.astype(np.int32),
+            "x": base64_of(x) if as_text else x,
+            "y": base64_of(y) if as_text else y,
+        }
 
     return await _answer(request, state, name, Wanted(kind="map"), content)
 

@@ -97,6 +97,9 @@ class MapAnswer(_Reading):
     total: int
     """Items in the box, also those above the limit."""
     ids: list[str]
+    rows: list[int]
+    """Of each id, its place among all items in order of id, which is the order of `labels` of clusters; in
+    MessagePack, bytes of little-endian int32."""
     x: list[float] | str
     """Of each id, from -1 to 1; in MessagePack, bytes of little-endian float32."""
     y: list[float] | str
@@ -151,4 +154,4 @@ class ClustersAnswer(_Reading):
 
     data: list[Cluster]
     labels: list[int] | None = None
-    """Of every item, in order of id, its place in `data`."""
+    """Of every item, in order of id, its place in `data`; in MessagePack, bytes of little-endian int32."""

@@ -1,5 +1,7 @@
 // The page at `/`. No library and no build step: this file is what the browser runs.
 
+import { makeWhole } from "./map.js";
+
 const NEIGHBOURS = 24;
 const ADD_BYTES = 24 * 2 ** 20; // of one request: progress is seen, and the server's limit is far
 const ADD_IMAGES = 16;
@@ -70,6 +72,8 @@ async function showThumbnail(image, id) {
   }
 }
 
+const thumbnail = async (id) => createImageBitmap(await (await call(`${itemPath(id)}/thumbnail`)).blob());
+
 // -- the collection --------------------------------------------------------------------------------------------
 
 async function loadCollections() {
@@ -103,6 +107,7 @@ function showCount() {
 
 async function browse() {
   const turn = ++state.turn;
+  leaveWhole();
   state.query = null;
   state.shown = 0;
   showQuery();
@@ -208,6 +213,7 @@ function request(query, offset) {
 
 async function search(query) {
   const turn = ++state.turn;
+  leaveWhole();
   state.query = query;
   state.shown = 0;
   say("");
@@ -313,6 +319,38 @@ function collectionQuery() {
   return text ? `?${text}` : "";
 }
 
+// -- the whole -------------------------------------------------------------------------------------------------
+
+const whole = makeWhole({ call, collectionPath, itemPath, thumbnail, card, counted, nameOf, openItem });
+
+function showWhole() {
+  ++state.turn;
+  state.query = null;
+  say("");
+  byId("main").hidden = true;
+  byId("whole").hidden = false;
+  byId("whole-link").setAttribute("aria-current", "page");
+  return whole.show();
+}
+
+function leaveWhole() {
+  whole.hide();
+  byId("main").hidden = false;
+  byId("whole").hidden = true;
+  byId("whole-link").removeAttribute("aria-current");
+}
+
+function openWhole(event) {
+  event.preventDefault();
+  history.pushState({}, "", `?${new URLSearchParams({ ...collectionState(), view: "map" })}`);
+  window.scrollTo({ top: 0 });
+  return showWhole().catch(sayOfWhole);
+}
+
+function sayOfWhole(error) {
+  byId("map-note").textContent = error.message;
+}
+
 // -- adding ----------------------------------------------------------------------------------------------------
 
 function portions(files) {
@@ -412,6 +450,9 @@ function listen() {
   onClick("copy", () => copy(byId("command").textContent, byId("copy")));
   onClick("foot-fingerprint", () => copy(byId("foot-fingerprint").dataset.full, byId("foot-fingerprint")));
   onClick("key-use", useKey);
+  byId("groups-more").addEventListener("click", () => whole.more().catch(sayOfWhole));
+  byId("threshold").addEventListener("change", () => whole.refresh().catch(sayOfWhole));
+  byId("whole-link").addEventListener("click", openWhole);
   byId("key").addEventListener("keydown", (event) => { if (event.key === "Enter") useKey(); });
   for (const [id, act] of [["search-file", take], ["add-files", add]]) {
     byId(id).addEventListener("change", (event) => {
@@ -423,7 +464,8 @@ function listen() {
   byId("collection").addEventListener("change", (event) => {
     state.collection = event.target.value;
     showCount();
-    start();
+    if (byId("whole").hidden) start();
+    else byId("whole-link").click();
   });
   document.addEventListener("paste", (event) => {
     const files = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
@@ -433,7 +475,7 @@ function listen() {
     }
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && state.query && !byId("key-dialog").open) start();
+    if (event.key === "Escape" && (state.query || !byId("whole").hidden) && !byId("key-dialog").open) start();
   });
   listenForDrops();
   window.addEventListener("popstate", open);
@@ -489,7 +531,8 @@ async function open() {
     await loadCollections();
     if (turn !== state.turn) return; // a picture was chosen meanwhile, and its neighbours stay
     const id = parameters.get("id");
-    if (id === null) await browse();
+    if (parameters.get("view") === "map") await showWhole().catch(sayOfWhole);
+    else if (id === null) await browse();
     else await search({ id, name: nameOf({ id }) });
   } catch (error) {
     say(error.message);

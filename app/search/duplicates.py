@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from app.search.duplicate_groups import MIN_THRESHOLD
@@ -77,16 +77,12 @@ def _near_links(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     graph = nearest_neighbours(Vectors(spool.vectors_ND, firsts), k=LINKS_PER_ITEM, report=report)
     near = graph.scores >= MIN_THRESHOLD
-    starts = np.repeat(np.arange(len(firsts)), near.sum(axis=1))
-    ends, scores = graph.rows[near], graph.scores[near]
+    if not near.any():
+        return np.empty((0, 2), np.int64), np.empty(0, np.float32)
     # The tree is of least weight and takes 0 for "no edge": 2 - cosine is never 0, and least for the nearest.
-    # Both directions of a pair have the same weight, up to rounding; the one above the diagonal is enough.
-    low, high = np.minimum(starts, ends), np.maximum(starts, ends)
-    pairs, first = np.unique(low * np.int64(len(firsts)) + high, return_index=True)
-    weights = 2.0 - np.minimum(scores[first], _BELOW_ONE).astype(np.float64)
-    size = len(firsts)
-    tree = minimum_spanning_tree(
-        coo_array((weights, (pairs // max(1, size), pairs % max(1, size))), shape=(size, size)).tocsr()
-    ).tocoo()
+    weights = 2.0 - np.minimum(graph.scores[near], _BELOW_ONE).astype(np.float64)
+    ends = np.concatenate([[0], near.sum(axis=1).cumsum()])
+    links = csr_array((weights, graph.rows[near], ends), shape=(len(firsts), len(firsts)))
+    tree = minimum_spanning_tree(links, overwrite=True).tocoo()
     rows = np.stack([firsts[tree.row], firsts[tree.col]], axis=1)
     return rows, (2.0 - tree.data).astype(np.float32)

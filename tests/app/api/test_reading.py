@@ -82,6 +82,7 @@ def test_a_map_comes_as_numbers_base64_or_messagepack(filled: Api) -> None:
         np.testing.assert_array_equal(np.frombuffer(base64.b64decode(packed[axis]), "<f4"), expected)
         np.testing.assert_array_equal(np.frombuffer(bytes_[axis], "<f4"), expected)
     assert bytes_["ids"] == packed["ids"] == body["ids"]
+    assert np.frombuffer(bytes_["rows"], "<i4").tolist() == packed["rows"] == body["rows"] == list(range(16))
     refused = filled.http.get(url, headers={"Accept": "text/html"})
     assert (refused.status_code, refused.json()["code"]) == (406, "not_acceptable")
 
@@ -94,6 +95,7 @@ def test_a_map_is_asked_for_in_parts(filled: Api) -> None:
     right = read(filled, "map", box="0,-1,1,1")
     expected = [item for item, x in zip(body["ids"], body["x"], strict=True) if x >= 0]
     assert (right["ids"], right["total"]) == (expected, len(expected))
+    assert [body["ids"][row] for row in right["rows"]] == expected
 
 
 def test_duplicates_are_in_groups_with_the_one_to_keep(filled: Api) -> None:
