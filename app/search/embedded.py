@@ -256,8 +256,8 @@ class EmbeddedCollection:
         for _ in range(_OPTIMISTIC_TRIES):
             with self._store.reading() as connection:
                 seq = self._seq(connection)
-                snapshot = self._index.snapshot
-                if snapshot.seq == seq:
+                snapshot = self._index.at(seq)
+                if snapshot is not None:
                     yield connection, snapshot
                     return
         # Writers commit faster than we look: keep them out while both are taken, not while they are searched.
