@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from app.search.collection import Item, Json
 from app.search.embedded import EmbeddedCollection
+from app.search.ivf import Setting
 from app.search.library import Collections
 
 ROOT = Path(__file__).parents[1]

@@ -62,7 +62,7 @@ def write_ivf(path: Path, ivf: Ivf, *, key: str) -> None:
     new = path.with_suffix(".new")
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     with new.open("wb") as file:
-        for part in (_MAGIC, len(words).to_bytes(8, "little"), words, *map(memoryview, arrays)):
+        for part in (_MAGIC, len(words).to_bytes(8, "little"), words, *(array.data for array in arrays)):
             digest.update(part)
             file.write(part)
         file.write(digest.digest())
