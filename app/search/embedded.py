@@ -59,7 +59,6 @@ class EmbeddedCollection:
         self._filters = FilterCache(row.cid, items=store.items, fields=store.fields)
         # Between a commit and its publication a reader may find either on disk; before it, the last one's.
         self._announced: Snapshot | None = None
-        self._before: Snapshot | None = None
 
     @property
     def name(self) -> str:
@@ -201,7 +200,6 @@ class EmbeddedCollection:
                     yield connection
                 if self._announced is not None:
                     self._store.acknowledged.note(self.cid, self._announced.seq)
-                    self._before = self._index.snapshot
                     self._index.publish(self._announced)
             finally:
                 self._announced = None
@@ -345,11 +343,10 @@ class EmbeddedCollection:
         """A transaction and the index's snapshot of the same commit, so that an answer shows one state."""
         for _ in range(_OPTIMISTIC_TRIES):
             with self._store.reading() as connection:
-                seq = self._seq_on_disk(connection)
-                for snapshot in (self._index.snapshot, self._announced, self._before):
-                    if snapshot is not None and snapshot.seq == seq:
-                        yield connection, snapshot
-                        return
+                snapshot = self._index.at(self._seq_on_disk(connection))
+                if snapshot is not None:
+                    yield connection, snapshot
+                    return
         # Writers commit faster than we look: keep them out while both are taken, not while they are searched.
         with contextlib.ExitStack() as stack:
             with self._store.writer():
