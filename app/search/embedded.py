@@ -57,7 +57,7 @@ class EmbeddedCollection:
         self._store = store
         self._index = VectorIndex(row.dimensions)
         self._filters = FilterCache(row.cid, items=store.items, fields=store.fields)
-        # Between a commit and its publication a reader may find either on disk; before it, the last one's.
+        # What the transaction under way publishes once it is committed.
         self._announced: Snapshot | None = None
 
     @property
