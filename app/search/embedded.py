@@ -46,6 +46,7 @@ from app.search.store import Store
 
 MAX_PAGE_ITEMS = 1_000
 _OPTIMISTIC_TRIES = 8
+_TEXT_BYTES = 500  # of an item: id, metadata of a few fields, and their index
 _NO_RIDS: Rids = np.empty(0, dtype=np.int64)
 
 
@@ -58,6 +59,8 @@ class EmbeddedCollection:
         self._store = store
         self._index = VectorIndex(row.dimensions)
         self._filters = FilterCache(row.cid, items=store.items, fields=store.fields)
+        self._item_bytes = 4 * row.dimensions + _TEXT_BYTES
+        store.weights[row.cid] = lambda: self._index.snapshot.alive_count * self._item_bytes
         # Between a commit and its publication a reader may find either on disk; before it, the last one's.
         self._announced: Snapshot | None = None
         self._before: Snapshot | None = None
@@ -345,8 +348,14 @@ class EmbeddedCollection:
             indexed=snapshot.indexed,
             recall=snapshot.recall,
             memory_bytes=snapshot.memory_bytes,
-            disk_bytes=None,
+            disk_bytes=self._disk_bytes(deleted),
         )
+
+    def _disk_bytes(self, deleted: int) -> int:
+        """Its share of the file, as vectors and items of middling size have it."""
+        weights = {cid: items() for cid, items in list(self._store.weights.items())}
+        weights[self.cid] = weights.get(self.cid, 0) + deleted * self._item_bytes
+        return self._store.used_bytes() * weights[self.cid] // max(1, sum(weights.values()))
 
     @contextlib.contextmanager
     def _one_state(self) -> Iterator[tuple[sqlite3.Connection, Snapshot]]:
