@@ -6,7 +6,6 @@ fail; so what was acknowledged is both kept and found, and what failed is neithe
 Dimension key: Q queries · N items · D embedding
 """
 
-import base64
 import contextlib
 import json
 import sqlite3
@@ -18,7 +17,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import FingerprintMismatch, InvalidQuery, UnknownCollection
+from app.errors import UnknownCollection
 from app.search import registry
 from app.search.changes import Changes, changes
 from app.search.collection import (
@@ -41,11 +40,11 @@ from app.search.items import StoredItem
 from app.search.listing import matching_after
 from app.search.registry import CollectionRow
 from app.search.rows import CheckedItems, check_items, unit_vectors
+from app.search.rules import check_limit, cursor_of_id, id_of_cursor, refuse_other_model
 from app.search.scores import Bounds, check_window, nearest_within, pages_of
 from app.search.snapshot import Snapshot
 from app.search.store import Store
 
-MAX_PAGE_ITEMS = 1_000
 _OPTIMISTIC_TRIES = 8
 _TEXT_BYTES = 500  # of an item: id, metadata of a few fields, and their index
 _NO_RIDS: Rids = np.empty(0, dtype=np.int64)
@@ -137,13 +136,7 @@ class EmbeddedCollection:
 
     def upsert(self, items: Sequence[Item], *, fingerprint: str) -> list[UpsertStatus]:
         """Adds or replaces items, all or none; see `Collection.upsert`."""
-        if fingerprint != self.fingerprint:
-            raise FingerprintMismatch(
-                f"the collection {self.name!r} holds vectors of the model {self.fingerprint}; these are of "
-                f"{fingerprint}. Use that model, or another collection",
-                expected=self.fingerprint,
-                found=fingerprint,
-            )
+        refuse_other_model(self.name, expected=self.fingerprint, found=fingerprint)
         checked = check_items(items, dimensions=self.dimensions)
         with self._committing() as commit:
             what = changes(commit.connection, self.cid, checked, items=self._store.items)
@@ -250,9 +243,8 @@ class EmbeddedCollection:
 
     def scroll(self, *, cursor: str | None, limit: int, filter: Mapping[str, Json] | None = None) -> Page:
         """Lists items in order of id; see `Collection.scroll`."""
-        if not 1 <= limit <= MAX_PAGE_ITEMS:
-            raise InvalidQuery(f"limit is {limit}; it must be 1 to {MAX_PAGE_ITEMS}")
-        after = "" if cursor is None else _id_of_cursor(cursor)
+        check_limit(limit)
+        after = "" if cursor is None else id_of_cursor(cursor)
         node = None if filter is None else parse_filter(filter)
         with self._one_state() as (connection, snapshot):
             if node is None:
@@ -271,7 +263,7 @@ class EmbeddedCollection:
         has_more = len(rows) > limit
         rows = rows[:limit]
         return Page(
-            items=[_item(row) for row in rows], next_cursor=_cursor_of_id(rows[-1].id) if has_more else None
+            items=[_item(row) for row in rows], next_cursor=cursor_of_id(rows[-1].id) if has_more else None
         )
 
     def search(  # noqa: PLR0913 - see the seam
@@ -413,14 +405,3 @@ def _vector(stored: bytes) -> Vector:
 def _storable(ids: Sequence[str]) -> list[str]:
     """The ids that may be there. The others SQLite would refuse, or cut at a NUL and find another item."""
     return [item_id for item_id in ids if is_storable_text(item_id)]
-
-
-def _cursor_of_id(item_id: str) -> str:
-    return base64.urlsafe_b64encode(item_id.encode()).decode("ascii")
-
-
-def _id_of_cursor(cursor: str) -> str:
-    try:
-        return base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True).decode()
-    except ValueError:  # binascii.Error and the Unicode errors are ValueErrors
-        raise InvalidQuery("the cursor is not one that a page gave; begin again without one") from None
