@@ -235,7 +235,7 @@ class Collection(Protocol):
         """
         ...
 
-    def search(
+    def search(  # noqa: PLR0913 - one question, asked in many ways
         self,
         vectors_QD: npt.NDArray[np.floating],
         *,
@@ -323,7 +323,7 @@ class Catalogue(Protocol):
         ...
 
     def list(self) -> list[CollectionInfo]:
-        """All collections, in order of name; successors are told of with those whose place they shall take."""
+        """All collections, in order of name, each with the successor that shall take its place."""
         ...
 
     def drop(self, name: str) -> None:

@@ -9,46 +9,27 @@ from pathlib import Path
 from typing import Final
 
 from app.errors import DirectoryInUse, StorageError
+from app.search.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
 
 DATABASE_NAME: Final = "collections.sqlite"
 LOCK_NAME: Final = "lock"
-APPLICATION_ID: Final = 0x44494E4F  # "DINO" in ASCII; SQLite keeps it in the file's header
-SCHEMA_VERSION: Final = 1
+_NOT_FOR_WRITING: Final = "can't be opened for writing: check the data directory's owner and permissions"
 
-# Vectors and thumbnails are apart from the items, so that a filter, which reads every item's metadata, reads
-# only small pages. They are in the same file, because SQLite in WAL mode commits several files one by one: a
-# crash between two of them would leave an item without its thumbnail, and so would a copy of one without the
-# other. A backup that shall be small can leave the table out.
-# A rid is never used twice, and an updated item gets a new one: a rid names one vector for ever.
-_SCHEMA = f"""
-CREATE TABLE collections (
-    cid INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL UNIQUE,
-    fingerprint TEXT NOT NULL,
-    dimensions INTEGER NOT NULL,
-    created_at REAL NOT NULL,
-    seq INTEGER NOT NULL DEFAULT 0
-) STRICT;
-CREATE TABLE items (
-    rid INTEGER PRIMARY KEY AUTOINCREMENT,
-    cid INTEGER NOT NULL,
-    id TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    metadata TEXT NOT NULL,
-    sha256 TEXT NOT NULL,
-    source TEXT,
-    deleted_at REAL,
-    UNIQUE (cid, id)
-) STRICT;
-CREATE INDEX items_deleted ON items (deleted_at) WHERE deleted_at IS NOT NULL;
-CREATE TABLE vectors (rid INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
-CREATE TABLE thumbnails (rid INTEGER PRIMARY KEY, webp BLOB NOT NULL) STRICT;
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
 # Five vectors of 384 float32 fill 7,710 of 8,192 bytes; in pages of 4,096 two would leave a quarter unused.
 _PAGE_BYTES = 8_192
 _MIN_SQLITE = (3, 38, 0)  # the first with JSON built in and strict tables
+
+
+class Damage(sqlite3.DatabaseError):
+    """What SQLite doesn't notice: a vector that is none, say."""
+
+    sqlite_errorname = "SQLITE_CORRUPT"
+
+
+def is_damage(error: StorageError) -> bool:
+    """Whether the database is damaged, and not full, held or forbidden."""
+    name = getattr(error.__cause__, "sqlite_errorname", "")
+    return isinstance(error.__cause__, sqlite3.Error) and name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
 
 @contextlib.contextmanager
@@ -63,19 +44,26 @@ def storage_errors() -> Iterator[None]:
         raise StorageError(f"the data directory could not be used: {reason}") from error
 
 
+_SENTENCES: Final = {
+    "SQLITE_FULL": "the disk of the data directory is full; nothing was changed",
+    "SQLITE_CORRUPT": f"{DATABASE_NAME} is damaged (cut short, or overwritten)",
+    "SQLITE_NOTADB": f"{DATABASE_NAME} is damaged (cut short, or overwritten)",
+    "SQLITE_IOERR": "the disk failed, is full, or allows no larger files; nothing was changed",
+    "SQLITE_READONLY": f"{DATABASE_NAME} {_NOT_FOR_WRITING}",
+    "SQLITE_CANTOPEN": f"{DATABASE_NAME} {_NOT_FOR_WRITING}",
+    "SQLITE_PERM": f"{DATABASE_NAME} {_NOT_FOR_WRITING}",
+    "SQLITE_BUSY": f"{DATABASE_NAME} is held by another program; close it and try again",
+}
+
+
 def _sentence(error: sqlite3.Error) -> str:
-    name = getattr(error, "sqlite_errorname", "")
-    if name.startswith("SQLITE_FULL"):
-        return "the disk of the data directory is full; nothing was changed"
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return f"{DATABASE_NAME} is damaged (cut short, or overwritten): restore it from a copy"
-    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return (
-            f"{DATABASE_NAME} can't be opened for writing: check the data directory's owner and permissions"
-        )
-    if name.startswith("SQLITE_BUSY"):
-        return f"{DATABASE_NAME} is held by another program; close it and try again"
-    return f"the database of the collections failed ({name or type(error).__name__}); nothing was changed"
+    if isinstance(error, Damage):
+        return f"{DATABASE_NAME} is damaged: {error}"
+    name = getattr(error, "sqlite_errorname", "") or type(error).__name__
+    for beginning, sentence in _SENTENCES.items():
+        if name.startswith(beginning):
+            return sentence
+    return f"the database of the collections failed ({name}); nothing was changed"
 
 
 def lock_directory(path: Path) -> int:
@@ -173,12 +161,17 @@ def _create_database(path: Path) -> None:
     try:
         connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+        connection.executescript(f"BEGIN; {CREATE} COMMIT;")
     finally:
         connection.close()
     os.replace(new, path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Waits until the names in a directory are on disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)

@@ -18,34 +18,57 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import FingerprintMismatch, InvalidQuery, UnknownCollection
-from app.search.candidates import Candidates
-from app.search.collection import CollectionInfo, Item, Json, Neighbour, Page, UpsertStatus
-from app.search.filter_sql import to_sql
-from app.search.filters import is_storable_text, parse_filter
+from app.search import registry
+from app.search.changes import Changes, changes
+from app.search.collection import (
+    GRACE_S,
+    CollectionInfo,
+    CollectionStats,
+    Explanation,
+    Item,
+    Json,
+    Neighbour,
+    Page,
+    UpsertStatus,
+    Vector,
+)
+from app.search.filter_cache import FilterCache, living_rids
+from app.search.filter_sql import Rids
+from app.search.filters import Filter, is_storable_text, parse_filter
 from app.search.index import VectorIndex
+from app.search.items import StoredItem
+from app.search.listing import matching_after
+from app.search.registry import CollectionRow
 from app.search.rows import CheckedItems, check_items, unit_vectors
-from app.search.rowset import RowSet
+from app.search.scores import Bounds, check_window, nearest_within, pages_of
 from app.search.snapshot import Snapshot
-from app.search.store import CollectionRow, ItemRow, NewItem, Store
+from app.search.store import Store
 
-MAX_RESULTS = 1_000
 MAX_PAGE_ITEMS = 1_000
-GRACE_S = 7 * 24 * 3_600.0  # how long a deleted item's row stays on disk, hidden, before it is erased
 _OPTIMISTIC_TRIES = 8
+_NO_RIDS: Rids = np.empty(0, dtype=np.int64)
 
 
 class EmbeddedCollection:
     """A collection of `Collections`; see `app.search.collection.Collection` for what each call promises."""
 
-    def __init__(self, row: CollectionRow, store: Store) -> None:
+    def __init__(self, row: CollectionRow, store: Store, *, name: str) -> None:
+        self._name = name
         self._row = row
         self._store = store
         self._index = VectorIndex(row.dimensions)
+        self._filters = FilterCache(row.cid, items=store.items, fields=store.fields)
+        # Between a commit and its publication a reader may find either on disk; before it, the last one's.
+        self._announced: Snapshot | None = None
 
     @property
     def name(self) -> str:
-        """Unique in its catalogue."""
-        return self._row.name
+        """Unique in its catalogue, but for a successor, whose name is its predecessor's."""
+        return self._name
+
+    def rename(self, name: str) -> None:
+        """Says another name from now on; the disk has it already."""
+        self._name = name
 
     @property
     def fingerprint(self) -> str:
@@ -74,11 +97,16 @@ class EmbeddedCollection:
         return self._index
 
     @property
+    def seq(self) -> int:
+        """Counts what was written to it."""
+        return self._index.snapshot.seq
+
+    @property
     def info(self) -> CollectionInfo:
-        """What a listing says of it."""
+        """What a listing says of it; aliases and successors are its catalogue's to tell."""
         row = self._row
         return CollectionInfo(
-            name=row.name,
+            name=self._name,
             fingerprint=row.fingerprint,
             dimensions=row.dimensions,
             items=self.count(),
@@ -91,22 +119,11 @@ class EmbeddedCollection:
         Raises:
             StorageError: Vectors are missing or damaged.
         """
-        nothing_removed = np.empty(0, dtype=np.int64)
-        for rids, vectors_ND in self._store.vectors(connection, self._row):
-            self._index.publish(
-                self._index.prepare(
-                    seq=self._row.seq,
-                    rids=np.array(rids, dtype=np.int64),
-                    vectors_ND=vectors_ND,
-                    removed=nothing_removed,
-                )
-            )
-        no_vectors = np.empty((0, self.dimensions), dtype=np.float32)
-        self._index.publish(
-            self._index.prepare(
-                seq=self._row.seq, rids=nothing_removed, vectors_ND=no_vectors, removed=nothing_removed
-            )
-        )
+        for rids, vectors_ND in self._store.items.vectors(connection, self._row, name=self._name):
+            self._index.publish(self._prepared(self._row.seq, rids=rids, vectors_ND=vectors_ND))
+        self._index.publish(self._prepared(self._row.seq))
+
+    # Writing
 
     def upsert(self, items: Sequence[Item], *, fingerprint: str) -> list[UpsertStatus]:
         """Adds or replaces items, all or none; see `Collection.upsert`."""
@@ -118,144 +135,223 @@ class EmbeddedCollection:
                 found=fingerprint,
             )
         checked = check_items(items, dimensions=self.dimensions)
-        with self._store.writer():
-            with self._store.writing() as connection:
-                known = self._store.items_by_id(
-                    connection, self._row.cid, {item.id for item in items}, with_vectors=True
-                )
-                statuses, chosen = _plan(checked, known)
-                if not chosen:
-                    self._seq(connection)
-                    return statuses
-                snapshot = self._write(connection, checked, chosen, known)
-            self._index.publish(snapshot)
-        return statuses
+        with self._committing() as connection:
+            what = changes(connection, self.cid, checked, items=self._store.items)
+            if what.chosen:
+                self._announce(self._write(connection, checked, what))
+            else:
+                self._seq_on_disk(connection)
+        return what.statuses
 
-    def _write(
-        self,
-        connection: sqlite3.Connection,
-        checked: CheckedItems,
-        chosen: list[int],
-        known: dict[str, ItemRow],
-    ) -> Snapshot:
-        seq = self._refuse_if_dropped(self._store.next_seq(connection, self._row.cid))
-        rids = self._store.reserve_rids(len(chosen))
-        items = checked.items
-        old = [known[items[i].id] for i in chosen if items[i].id in known]
-        self._store.replace_items(
+    def _write(self, connection: sqlite3.Connection, checked: CheckedItems, what: Changes) -> Snapshot:
+        seq = self._next_seq(connection)
+        rids = self._store.items.reserve_rids(len(what.chosen))
+        self._store.items.replace(
             connection,
-            self._row.cid,
+            self.cid,
             seq=seq,
-            new=[_new_item(rid, checked, i) for rid, i in zip(rids, chosen, strict=True)],
-            old_rids=[row.rid for row in old],
+            new=what.new_items(checked, rids),
+            old=what.replaced,
         )
-        return self._index.prepare(
-            seq=seq,
+        return self._prepared(
+            seq,
             rids=np.array(rids, dtype=np.int64),
-            vectors_ND=checked.vectors_ND[chosen],
-            removed=np.array([row.rid for row in old if not row.deleted], dtype=np.int64),
+            vectors_ND=checked.vectors_ND[what.chosen],
+            removed=np.array([row.rid for row in what.replaced if not row.deleted], dtype=np.int64),
         )
 
     def delete(self, ids: Sequence[str]) -> int:
         """Deletes items, durably; see `Collection.delete`."""
-        now = time.time()
-        with self._store.writer():
-            with self._store.writing() as connection:
-                seq = self._refuse_if_dropped(self._store.next_seq(connection, self._row.cid))
-                rids = self._store.rids_of(connection, self._row.cid, _storable(ids))
-                self._store.mark_deleted(connection, rids, seq=seq, deleted_at=now)
-                self._store.erase_deleted(connection, before=now - GRACE_S)
-                snapshot = self._index.prepare(
-                    seq=seq,
-                    rids=np.empty(0, dtype=np.int64),
-                    vectors_ND=np.empty((0, self.dimensions), dtype=np.float32),
-                    removed=np.array(rids, dtype=np.int64),
-                )
-            self._index.publish(snapshot)
+        with self._committing() as connection:
+            self._seq_on_disk(connection)
+            return self._delete(connection, self._store.items.rids(connection, self.cid, _storable(ids)))
+
+    def delete_where(self, filter: Mapping[str, Json]) -> int:
+        """Deletes the items whose metadata match, durably; see `Collection.delete_where`."""
+        node = parse_filter(filter)
+        with self._committing() as connection:
+            self._seq_on_disk(connection)
+            snapshot = self._index.snapshot
+            rids = living_rids(snapshot, self._filters.kept(connection, snapshot, node))
+            return self._delete(connection, rids.tolist())
+
+    def _delete(self, connection: sqlite3.Connection, rids: list[int]) -> int:
+        if rids:
+            seq = self._next_seq(connection)
+            self._store.items.mark_deleted(connection, rids, seq=seq, deleted_at=time.time())
+            self._announce(self._prepared(seq, removed=np.array(rids, dtype=np.int64)))
         return len(rids)
+
+    def undelete(self, ids: Sequence[str]) -> int:
+        """Brings deleted items back, durably; see `Collection.undelete`."""
+        since = time.time() - GRACE_S
+        with self._committing() as connection:
+            self._seq_on_disk(connection)
+            items = self._store.items
+            rids = items.deleted_rids(connection, self.cid, _storable(ids), since=since)
+            if rids:
+                seq = self._next_seq(connection)
+                fresh, vectors = items.undelete(connection, rids, seq=seq)
+                vectors_ND = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(-1, self.dimensions)
+                self._announce(
+                    self._prepared(seq, rids=np.array(fresh, dtype=np.int64), vectors_ND=vectors_ND)
+                )
+        return len(rids)
+
+    @contextlib.contextmanager
+    def _committing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction; what is announced in it is found by searches from its commit on, or never."""
+        with self._store.writer():
+            try:
+                with self._store.writing() as connection:
+                    yield connection
+                if self._announced is not None:
+                    self._store.acknowledged.note(self.cid, self._announced.seq)
+                    self._index.publish(self._announced)
+            finally:
+                self._announced = None
+
+    def _announce(self, snapshot: Snapshot) -> None:
+        """Says before the commit what is true after it."""
+        self._announced = snapshot
+
+    def _prepared(
+        self,
+        seq: int,
+        *,
+        rids: Rids = _NO_RIDS,
+        vectors_ND: Vector | None = None,
+        removed: Rids = _NO_RIDS,
+    ) -> Snapshot:
+        if vectors_ND is None:
+            vectors_ND = np.empty((0, self.dimensions), dtype=np.float32)
+        return self._index.prepare(seq=seq, rids=rids, vectors_ND=vectors_ND, removed=removed)
+
+    # Reading
 
     def get(self, ids: Sequence[str]) -> list[Item | None]:
         """Reads items by id; see `Collection.get`."""
         with self._store.reading() as connection:
-            self._seq(connection)
-            rows = self._store.items_by_id(connection, self._row.cid, _storable(ids), with_vectors=True)
-        found = {row.id: _item(row) for row in rows.values() if not row.deleted}
-        return [found.get(item_id) for item_id in ids]
+            self._seq_on_disk(connection)
+            found = self._store.items.by_id(connection, self.cid, _storable(ids))
+        return [None if item_id not in found else _item(found[item_id]) for item_id in ids]
 
     def thumbnail(self, item_id: str) -> bytes | None:
         """The WebP that was given with an item; see `Collection.thumbnail`."""
         with self._store.reading() as connection:
-            self._seq(connection)
+            self._seq_on_disk(connection)
             storable = _storable([item_id])
-            return self._store.thumbnail(connection, self._row.cid, storable[0]) if storable else None
+            return self._store.items.thumbnail(connection, self.cid, storable[0]) if storable else None
 
-    def scroll(self, *, cursor: str | None, limit: int) -> Page:
+    def scroll(self, *, cursor: str | None, limit: int, filter: Mapping[str, Json] | None = None) -> Page:
         """Lists items in order of id; see `Collection.scroll`."""
         if not 1 <= limit <= MAX_PAGE_ITEMS:
             raise InvalidQuery(f"limit is {limit}; it must be 1 to {MAX_PAGE_ITEMS}")
         after = "" if cursor is None else _id_of_cursor(cursor)
-        with self._store.reading() as connection:
-            self._seq(connection)
-            rows = self._store.items_after(connection, self._row.cid, after, limit=limit + 1)
+        node = None if filter is None else parse_filter(filter)
+        with self._one_state() as (connection, snapshot):
+            if node is None:
+                rows = self._store.items.after(connection, self.cid, after, limit=limit + 1)
+            else:
+                kept = living_rids(snapshot, self._filters.kept(connection, snapshot, node))
+                rows = matching_after(
+                    connection,
+                    self.cid,
+                    after,
+                    kept=kept,
+                    everything=snapshot.alive_count,
+                    limit=limit + 1,
+                    items=self._store.items,
+                )
         has_more = len(rows) > limit
         rows = rows[:limit]
         return Page(
             items=[_item(row) for row in rows], next_cursor=_cursor_of_id(rows[-1].id) if has_more else None
         )
 
-    def search(
+    def search(  # noqa: PLR0913 - see the seam
         self,
         vectors_QD: npt.NDArray[np.floating],
         *,
         k: int,
         offset: int = 0,
         threshold: float | None = None,
+        max_score: float | None = None,
         filter: Mapping[str, Json] | None = None,
         exclude_ids: Sequence[str] = (),
         exact: bool = False,
+        with_vectors: bool = False,
     ) -> list[list[Neighbour]]:
         """Finds the nearest items of each query; see `Collection.search`."""
-        _check_window(k=k, offset=offset, threshold=threshold)
-        condition = None if filter is None else to_sql(parse_filter(filter))
+        check_window(k=k, offset=offset)
+        bounds = Bounds.checked(threshold=threshold, max_score=max_score)
+        node = None if filter is None else parse_filter(filter)
         queries_QD = unit_vectors(np.asarray(vectors_QD), dimensions=self.dimensions)
-        cid = self._row.cid
+        items = self._store.items
         with self._one_state() as (connection, snapshot):
-            only = None if condition is None else self._store.rids_where(connection, cid, condition)
-            excluded = self._store.rids_of(connection, cid, _storable(exclude_ids)) if exclude_ids else []
-            candidates = snapshot.nearest(
+            candidates = nearest_within(
+                snapshot,
                 queries_QD,
                 k=offset + k,
-                only=None if only is None else RowSet(np.array(only, dtype=np.int64)),
-                excluded=np.array(excluded, dtype=np.int64),
+                only=None if node is None else self._filters.kept(connection, snapshot, node),
+                excluded=self._rids(connection, exclude_ids),
+                bounds=bounds,
                 exact=exact,
             )
-            if threshold is not None:
-                candidates = [_at_least(threshold, found) for found in candidates]
-            return self._neighbours(connection, candidates, window=slice(offset, offset + k))
+            texts = items.texts(connection, {rid for found in candidates for rid in found.rids.tolist()})
+            pages = pages_of(candidates, texts, window=slice(offset, offset + k))
+            vectors: dict[int, bytes] = {}
+            if with_vectors:
+                vectors = items.vectors_of(connection, {rid for page in pages for _, rid in page})
+        return [[_neighbour(score, *texts[rid], vectors.get(rid)) for score, rid in page] for page in pages]
 
-    def _neighbours(
-        self, connection: sqlite3.Connection, candidates: list[Candidates], *, window: slice
-    ) -> list[list[Neighbour]]:
-        ids = self._store.ids_of(connection, {rid for found in candidates for rid in found.rids.tolist()})
-        pages = [
-            sorted(
-                zip(found.scores.tolist(), found.rids.tolist(), strict=True),
-                key=lambda pair: (-pair[0], ids[pair[1]]),
-            )[window]
-            for found in candidates
-        ]
-        metadata = self._store.metadata_of(connection, {rid for page in pages for _, rid in page})
-        return [
-            [Neighbour(id=ids[rid], score=score, metadata=json.loads(metadata[rid])) for score, rid in page]
-            for page in pages
-        ]
+    def _rids(self, connection: sqlite3.Connection, ids: Sequence[str]) -> Rids:
+        if not ids:
+            return _NO_RIDS
+        return np.array(self._store.items.rids(connection, self.cid, _storable(ids)), dtype=np.int64)
+
+    def explain(self, *, filter: Mapping[str, Json] | None = None, exact: bool = False) -> Explanation:
+        """How `search` would go about it now; see `Collection.explain`."""
+        with self._one_state() as (connection, snapshot):
+            only = None
+            if filter is not None:
+                only = self._filters.kept(connection, snapshot, parse_filter(filter))
+            return Explanation(
+                method=snapshot.method(only=only, exact=exact),
+                items=snapshot.alive_count,
+                matched=None if only is None else len(living_rids(snapshot, only)),
+            )
+
+    def count(self, filter: Mapping[str, Json] | None = None) -> int:
+        """How many items there are, or match; see `Collection.count`."""
+        if filter is None:
+            return self._index.snapshot.alive_count
+        node: Filter = parse_filter(filter)
+        with self._one_state() as (connection, snapshot):
+            return len(living_rids(snapshot, self._filters.kept(connection, snapshot, node)))
+
+    def stats(self) -> CollectionStats:
+        """What keeping and searching it takes; see `Collection.stats`."""
+        snapshot = self._index.snapshot
+        with self._store.reading() as connection:
+            self._seq_on_disk(connection)
+            deleted = self._store.items.count_deleted(connection, self.cid, since=time.time() - GRACE_S)
+        return CollectionStats(
+            items=snapshot.alive_count,
+            deleted=deleted,
+            method=snapshot.method(),
+            indexed=snapshot.indexed,
+            recall=snapshot.recall,
+            memory_bytes=snapshot.memory_bytes,
+            disk_bytes=None,
+        )
 
     @contextlib.contextmanager
     def _one_state(self) -> Iterator[tuple[sqlite3.Connection, Snapshot]]:
         """A transaction and the index's snapshot of the same commit, so that an answer shows one state."""
         for _ in range(_OPTIMISTIC_TRIES):
             with self._store.reading() as connection:
-                seq = self._seq(connection)
+                seq = self._seq_on_disk(connection)
                 snapshot = self._index.at(seq)
                 if snapshot is not None:
                     yield connection, snapshot
@@ -264,16 +360,15 @@ class EmbeddedCollection:
         with contextlib.ExitStack() as stack:
             with self._store.writer():
                 connection = stack.enter_context(self._store.reading())
-                self._seq(connection)
+                self._seq_on_disk(connection)
                 snapshot = self._index.snapshot
             yield connection, snapshot
 
-    def count(self) -> int:
-        """How many items there are."""
-        return self._index.snapshot.alive_count
+    def _seq_on_disk(self, connection: sqlite3.Connection) -> int:
+        return self._refuse_if_dropped(registry.seq(connection, self.cid))
 
-    def _seq(self, connection: sqlite3.Connection) -> int:
-        return self._refuse_if_dropped(self._store.seq(connection, self._row.cid))
+    def _next_seq(self, connection: sqlite3.Connection) -> int:
+        return self._refuse_if_dropped(registry.next_seq(connection, self.cid))
 
     def _refuse_if_dropped(self, seq: int | None) -> int:
         if seq is None:
@@ -281,73 +376,32 @@ class EmbeddedCollection:
         return seq
 
 
-def _plan(checked: CheckedItems, known: dict[str, ItemRow]) -> tuple[list[UpsertStatus], list[int]]:
-    """What each item means, and which must be written: of each id the last, if it isn't there already."""
-    statuses: list[UpsertStatus] = []
-    chosen: dict[str, int] = {}
-    for i, item in enumerate(checked.items):
-        earlier, row = chosen.get(item.id), known.get(item.id)
-        if earlier is not None:
-            same = _says_the_same(_new_item(0, checked, earlier), checked, i)
-            statuses.append("unchanged" if same else "updated")
-        elif row is None or row.deleted:
-            same = False
-            statuses.append("added")
-        else:
-            same = _says_the_same(row, checked, i)
-            statuses.append("unchanged" if same else "updated")
-        if not same:
-            chosen[item.id] = i
-    return statuses, sorted(chosen.values())
-
-
-def _says_the_same(there: ItemRow | NewItem, checked: CheckedItems, i: int) -> bool:
-    """Whether writing the item would change nothing. The same image has the same vector, but for rounding."""
-    item = checked.items[i]
-    has_thumbnail = there.has_thumbnail if isinstance(there, ItemRow) else there.thumbnail is not None
-    return (
-        there.sha256 == item.sha256
-        and there.metadata == checked.metadata[i]
-        and there.source == item.source
-        and (has_thumbnail or item.thumbnail is None)
-        and (item.sha256 != "" or there.vector == checked.vectors_ND[i].tobytes())
-    )
-
-
-def _new_item(rid: int, checked: CheckedItems, i: int) -> NewItem:
-    item = checked.items[i]
-    vector = checked.vectors_ND[i].astype("<f4").tobytes()
-    return NewItem(rid, item.id, checked.metadata[i], item.sha256, item.source, vector, item.thumbnail)
-
-
-def _item(row: ItemRow) -> Item:
+def _item(row: StoredItem) -> Item:
     return Item(
         id=row.id,
-        vector=np.frombuffer(row.vector or b"", dtype="<f4").astype(np.float32),
+        vector=_vector(row.vector),
         metadata=cast("dict[str, Json]", json.loads(row.metadata)),
         sha256=row.sha256,
         source=row.source,
     )
 
 
+def _neighbour(score: float, item_id: str, metadata: str, vector: bytes | None) -> Neighbour:
+    return Neighbour(
+        id=item_id,
+        score=score,
+        metadata=json.loads(metadata),
+        vector=None if vector is None else _vector(vector),
+    )
+
+
+def _vector(stored: bytes) -> Vector:
+    return np.frombuffer(stored, dtype="<f4").astype(np.float32)
+
+
 def _storable(ids: Sequence[str]) -> list[str]:
     """The ids that may be there. The others SQLite would refuse, or cut at a NUL and find another item."""
     return [item_id for item_id in ids if is_storable_text(item_id)]
-
-
-def _at_least(threshold: float, found: Candidates) -> Candidates:
-    keep = found.scores >= np.float32(threshold)
-    return Candidates(found.rids[keep], found.scores[keep])
-
-
-def _check_window(*, k: int, offset: int, threshold: float | None) -> None:
-    if k < 1 or offset < 0 or offset + k > MAX_RESULTS:
-        raise InvalidQuery(
-            f"k is {k} and offset {offset}; k must be at least 1, offset at least 0, and both together at "
-            f"most {MAX_RESULTS:,}. To read everything, list the items page by page"
-        )
-    if threshold is not None and not -1.0 <= threshold <= 1.0:
-        raise InvalidQuery(f"threshold is {threshold}; scores are cosines, so it must be -1 to 1")
 
 
 def _cursor_of_id(item_id: str) -> str:

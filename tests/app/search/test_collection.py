@@ -17,6 +17,8 @@ from app.errors import (
     InvalidItem,
     InvalidQuery,
     InvalidVector,
+    PredecessorChanged,
+    SuccessorExists,
     UnknownCollection,
 )
 from app.search.collection import Catalogue, Collection, Item
@@ -444,3 +446,206 @@ def test_writers_in_several_threads_lose_nothing(pictures: Collection) -> None:
         thread.join()
     assert failures == []
     assert pictures.count() == 160
+
+
+def test_what_was_deleted_can_be_brought_back_unless_it_was_added_again(pictures: Collection) -> None:
+    batch = items(5)
+    pictures.upsert(batch, fingerprint=MODEL)
+    pictures.delete(["album/0001", "album/0002"])
+    replacement = Item(id="album/0002", vector=batch[0].vector, metadata={"new": True})
+    pictures.upsert([replacement], fingerprint=MODEL)
+    assert pictures.undelete(["album/0001", "album/0002", "album/0003", "unknown"]) == 1
+    assert pictures.undelete(["album/0001"]) == 0
+    assert pictures.count() == 5
+    back, new = pictures.get(["album/0001", "album/0002"])
+    assert back is not None
+    assert new is not None
+    assert (back.metadata, new.metadata) == (batch[1].metadata, {"new": True})
+    assert ids_found(pictures, batch[1].vector, k=1) == ["album/0001"]
+    assert ids_found(pictures, batch[1].vector, filter={"field": "number", "eq": 1}) == ["album/0001"]
+
+
+def test_what_matches_is_counted_listed_and_deleted(pictures: Collection) -> None:
+    pictures.upsert(items(50), fingerprint=MODEL)
+    even: dict[str, Any] = {"field": "even", "eq": True}
+    assert (pictures.count(), pictures.count(even)) == (50, 25)
+    first = pictures.scroll(cursor=None, limit=20, filter=even)
+    second = pictures.scroll(cursor=first.next_cursor, limit=20, filter=even)
+    assert [item.id for item in [*first.items, *second.items]] == [f"album/{i:04}" for i in range(0, 50, 2)]
+    assert second.next_cursor is None
+    assert pictures.delete_where({"and": [even, {"field": "number", "lt": 10}]}) == 5
+    assert pictures.delete_where({"field": "number", "eq": -1}) == 0
+    assert (pictures.count(), pictures.count(even)) == (45, 20)
+    assert pictures.undelete([f"album/{i:04}" for i in range(10)]) == 5
+    for call in (
+        lambda: pictures.count({"field": "even"}),
+        lambda: pictures.delete_where({}),
+        lambda: pictures.scroll(cursor=None, limit=1, filter={"xor": []}),
+        lambda: pictures.explain(filter={"field": 3, "eq": 1}),
+    ):
+        with pytest.raises(InvalidFilter):
+            call()
+    assert pictures.count() == 50
+
+
+def test_a_greatest_score_passes_over_what_is_nearer(pictures: Collection) -> None:
+    batch = items(300)
+    pictures.upsert(batch, fingerprint=MODEL)
+    (everything,) = pictures.search(batch[0].vector[None], k=300)
+    (range_found,) = pictures.search(batch[0].vector[None], k=5, offset=2, max_score=0.2, threshold=-0.2)
+    between = [neighbour for neighbour in everything if -0.2 <= neighbour.score <= 0.2]
+    assert range_found == between[2:7]
+    (all_below,) = pictures.search(batch[0].vector[None], k=500, max_score=0.0)
+    assert all_below == [neighbour for neighbour in everything if neighbour.score <= 0.0]
+    for asked in ({"max_score": 1.5}, {"max_score": float("nan")}, {"max_score": 0.1, "threshold": 0.2}):
+        with pytest.raises(InvalidQuery, match="max_score"):
+            pictures.search(batch[0].vector[None], k=5, **asked)
+
+
+def test_neighbours_carry_their_vectors_if_asked(pictures: Collection) -> None:
+    batch = items(20)
+    pictures.upsert(batch, fingerprint=MODEL)
+    (plain,) = pictures.search(batch[0].vector[None], k=3)
+    (neighbours,) = pictures.search(batch[0].vector[None], k=3, with_vectors=True)
+    assert [n.vector for n in plain] == [None] * 3
+    for neighbour in neighbours:
+        assert neighbour.vector is not None
+        assert neighbour.vector.dtype == np.float32
+        vector = batch[int(neighbour.id[-4:])].vector
+        np.testing.assert_allclose(neighbour.vector, vector / np.linalg.norm(vector), atol=1e-6)
+
+
+def test_the_sequence_number_moves_with_whatever_is_written_only(pictures: Collection) -> None:
+    seen = [pictures.seq]
+    pictures.upsert(items(3), fingerprint=MODEL)
+    seen.append(pictures.seq)
+    pictures.delete(["album/0000"])
+    seen.append(pictures.seq)
+    pictures.undelete(["album/0000"])
+    seen.append(pictures.seq)
+    pictures.delete_where({"field": "number", "eq": 0})
+    seen.append(pictures.seq)
+    assert len(set(seen)) == 5
+    pictures.search(vectors(1), k=1)
+    assert pictures.seq == seen[-1]
+
+
+def test_statistics_and_explanations_count_what_is_there(pictures: Collection) -> None:
+    pictures.upsert(items(30), fingerprint=MODEL)
+    pictures.delete(["album/0000", "album/0001"])
+    stats = pictures.stats()
+    assert (stats.items, stats.deleted) == (28, 2)
+    explanation = pictures.explain(filter={"field": "even", "eq": True})
+    assert (explanation.items, explanation.matched) == (28, 14)
+    assert pictures.explain().matched is None
+
+
+def test_an_alias_leads_to_a_collection_until_it_leads_elsewhere(
+    catalogue: Catalogue, pictures: Collection
+) -> None:
+    other = catalogue.create("other", fingerprint=MODEL, dimensions=D)
+    other.upsert(items(3), fingerprint=MODEL)
+    catalogue.set_alias("current", "pictures")
+    catalogue.set_alias("best", "pictures")
+    assert catalogue.get("current").count() == 0
+    assert [(c.name, c.aliases) for c in catalogue.list()] == [
+        ("other", ()),
+        ("pictures", ("best", "current")),
+    ]
+    catalogue.set_alias("current", "other")
+    assert catalogue.get("current").count() == 3
+    with pytest.raises(CollectionExists):
+        catalogue.create("current", fingerprint=MODEL, dimensions=D)
+    with pytest.raises(CollectionExists):
+        catalogue.set_alias("pictures", "other")
+    with pytest.raises(UnknownCollection):
+        catalogue.set_alias("current", "nowhere")
+    with pytest.raises(UnknownCollection):
+        catalogue.set_alias("new", "current")
+    with pytest.raises(InvalidCollection):
+        catalogue.set_alias("a/b", "other")
+    with pytest.raises(UnknownCollection):
+        catalogue.drop("current")
+    catalogue.drop_alias("current")
+    for call in (lambda: catalogue.get("current"), lambda: catalogue.drop_alias("current")):
+        with pytest.raises(UnknownCollection):
+            call()
+    catalogue.drop("pictures")
+    with pytest.raises(UnknownCollection):
+        catalogue.get("best")
+
+
+def test_a_successor_is_filled_unseen_and_takes_the_place_at_once(
+    catalogue: Catalogue, pictures: Collection
+) -> None:
+    pictures.upsert(items(5), fingerprint=MODEL)
+    catalogue.set_alias("current", "pictures")
+    successor = catalogue.begin_successor("pictures", fingerprint="new", dimensions=D + 1)
+    assert successor.name == "pictures"
+    again = [Item(id=i.id, vector=np.ones(D + 1, dtype=np.float32), metadata=i.metadata) for i in items(3)]
+    successor.upsert(again, fingerprint="new")
+    resumed = catalogue.begin_successor("pictures", fingerprint="new", dimensions=D + 1)
+    assert resumed.count() == 3
+    (info,) = catalogue.list()
+    assert (info.name, info.fingerprint, info.items) == ("pictures", MODEL, 5)
+    assert info.successor is not None
+    assert (info.successor.fingerprint, info.successor.dimensions, info.successor.items) == ("new", D + 1, 3)
+    assert catalogue.get("pictures").count() == catalogue.get("current").count() == 5
+    with pytest.raises(SuccessorExists) as refused:
+        catalogue.begin_successor("pictures", fingerprint="other", dimensions=D)
+    assert (refused.value.expected, refused.value.found) == ("new", "other")
+
+    expected_seq = pictures.seq
+    pictures.delete(["album/0004"])
+    with pytest.raises(PredecessorChanged):
+        catalogue.finish_successor("pictures", expected_seq=expected_seq)
+    assert catalogue.get("pictures").fingerprint == MODEL
+    retired = catalogue.finish_successor("pictures", expected_seq=pictures.seq)
+    for name in ("pictures", "current"):
+        assert (catalogue.get(name).fingerprint, catalogue.get(name).count()) == ("new", 3)
+    assert (catalogue.get(retired).fingerprint, catalogue.get(retired).count()) == (MODEL, 4)
+    assert catalogue.get(retired).name == retired
+    assert [(c.name, c.aliases, c.successor) for c in catalogue.list()] == sorted(
+        [("pictures", ("current",), None), (retired, (), None)]
+    )
+    with pytest.raises(UnknownCollection):
+        catalogue.finish_successor("pictures")
+
+
+def test_a_retired_collection_gets_a_free_name_each_time(catalogue: Catalogue) -> None:
+    name = "n" * 64
+    catalogue.create(name, fingerprint=MODEL, dimensions=D)
+    retired = []
+    for _ in range(3):
+        catalogue.begin_successor(name, fingerprint=MODEL, dimensions=D)
+        retired.append(catalogue.finish_successor(name))
+    assert len(set(retired)) == 3
+    assert {info.name for info in catalogue.list()} == {name, *retired}
+    assert all(len(one) <= 64 for one in retired)
+
+
+def test_a_successor_can_be_cancelled_and_goes_with_its_predecessor(
+    catalogue: Catalogue, pictures: Collection
+) -> None:
+    pictures.upsert(items(2), fingerprint=MODEL)
+    successor = catalogue.begin_successor("pictures", fingerprint="new", dimensions=D)
+    successor.upsert(items(1), fingerprint="new")
+    catalogue.cancel_successor("pictures")
+    with pytest.raises(UnknownCollection):
+        successor.upsert(items(1), fingerprint="new")
+    with pytest.raises(UnknownCollection):
+        catalogue.cancel_successor("pictures")
+    assert pictures.count() == 2
+    other = catalogue.begin_successor("pictures", fingerprint="other", dimensions=D)
+    assert other.count() == 0
+    catalogue.drop("pictures")
+    for call in (
+        lambda: other.upsert(items(1), fingerprint="other"),
+        lambda: catalogue.begin_successor("pictures", fingerprint="other", dimensions=D),
+        lambda: catalogue.cancel_successor("pictures"),
+        lambda: catalogue.finish_successor("pictures"),
+    ):
+        with pytest.raises(UnknownCollection):
+            call()
+    with pytest.raises(InvalidCollection):
+        catalogue.begin_successor("pictures", fingerprint="", dimensions=D)

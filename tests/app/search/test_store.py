@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from app.errors import StorageError
+from app.search import registry
 from app.search.collection import Item
 from app.search.directory import prepare_database
+from app.search.items import KnownItem, NewItem
 from app.search.library import Collections
-from app.search.store import NewItem, Store
+from app.search.store import Store
 
 D = 8
 
@@ -29,33 +31,33 @@ def row(rid: int, name: str) -> NewItem:
 
 def test_a_transaction_that_raises_leaves_nothing_behind(store: Store) -> None:
     with store.writing() as connection:
-        cid = store.add_collection(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
+        cid = registry.add(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
 
     def interrupted() -> None:
         with store.writing() as connection:
-            store.replace_items(connection, cid, seq=1, new=[row(1, "x")], old_rids=[])
+            store.items.replace(connection, cid, seq=1, new=[row(1, "x")], old=[])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     with store.reading() as connection:
-        assert store.items_after(connection, cid, "", limit=10) == []
+        assert store.items.after(connection, cid, "", limit=10) == []
     with store.writing() as connection:
-        store.replace_items(connection, cid, seq=1, new=[row(1, "x")], old_rids=[])
+        store.items.replace(connection, cid, seq=1, new=[row(1, "x")], old=[])
     with store.reading() as connection:
-        assert [item.id for item in store.items_after(connection, cid, "", limit=10)] == ["x"]
+        assert [item.id for item in store.items.after(connection, cid, "", limit=10)] == ["x"]
 
 
 def test_a_reader_keeps_its_state_while_others_commit(store: Store) -> None:
     with store.writing() as connection:
-        cid = store.add_collection(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
+        cid = registry.add(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
     with store.reading() as early:
-        assert store.seq(early, cid) == 0
+        assert registry.seq(early, cid) == 0
         with store.writing() as connection:
-            assert store.next_seq(connection, cid) == 1
+            assert registry.next_seq(connection, cid) == 1
         with store.reading() as late:
-            assert store.seq(late, cid) == 1
-        assert store.seq(early, cid) == 0
+            assert registry.seq(late, cid) == 1
+        assert registry.seq(early, cid) == 0
 
 
 def test_every_connection_waits_for_the_disk_at_each_commit(store: Store) -> None:
@@ -69,13 +71,13 @@ def test_rids_are_never_used_twice_not_even_after_a_restart(tmp_path: Path) -> N
     path = prepare_database(tmp_path)
     store = Store(path)
     with store.writing() as connection:
-        cid = store.add_collection(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
-        (rid,) = store.reserve_rids(1)
-        store.replace_items(connection, cid, seq=1, new=[row(rid, "x")], old_rids=[])
-        store.replace_items(connection, cid, seq=2, new=[], old_rids=[rid])
+        cid = registry.add(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
+        (rid,) = store.items.reserve_rids(1)
+        store.items.replace(connection, cid, seq=1, new=[row(rid, "x")], old=[])
+        store.items.replace(connection, cid, seq=2, new=[], old=[KnownItem(rid, "x", "{}", "", None, False)])
     store.close()
     store = Store(path)
-    assert list(store.reserve_rids(2)) == [rid + 1, rid + 2]
+    assert list(store.items.reserve_rids(2)) == [rid + 1, rid + 2]
     store.close()
 
 
