@@ -31,6 +31,7 @@ from app.reindexing import Progress as Reindexing
 from app.search.library import Collections
 from app.search.parquet import export_collection
 from app.search.parquet_import import import_collection
+from app.search.rescue import rescue
 from app.search.restoring import restore_collection, restore_directory
 from app.search.snapshot_files import SNAPSHOTS_FOLDER, Snapshots
 from app.settings import (
@@ -39,6 +40,7 @@ from app.settings import (
     IndexImportSettings,
     IndexPlaceSettings,
     IndexReindexSettings,
+    IndexRescueSettings,
     IndexRestoreSettings,
     IndexSnapshotSettings,
     load,
@@ -236,6 +238,19 @@ def _followed(progress: Callable[[], Reindexing]) -> int:
     return 1
 
 
+def index_rescue(told: IndexRescueSettings, _: Place) -> int:
+    """Copies what can be read of a damaged directory into a new one."""
+    report = rescue(told.directory, told.to)
+    for complaint in report.complaints[:_SHOWN_FAILURES]:
+        _say(f"SQLite: {complaint}")
+    for saved in report.collections:
+        lost = "nobody knows how many are" if saved.lost is None else f"{len(saved.lost):,}"
+        _say(f"collection {saved.name!r}: {saved.items:,} items saved, {lost} lost")
+        for item_id in (saved.lost or [])[:_SHOWN_FAILURES]:
+            _say(f"  lost: {item_id}")
+    return 1 if any(saved.lost != [] for saved in report.collections) else 0
+
+
 @contextlib.contextmanager
 def _service_or_none(place: Place) -> Iterator[Client | None]:
     with contextlib.ExitStack() as stack:
@@ -303,5 +318,6 @@ LIFECYCLE_COMMANDS: Final[Mapping[str, _Command]] = {
     "import": _command(IndexImportSettings, "import", index_import),
     "snapshot": _command(IndexSnapshotSettings, "snapshot", index_snapshot),
     "restore": _command(IndexRestoreSettings, "restore", index_restore),
+    "rescue": _command(IndexRescueSettings, "rescue", index_rescue),
     "reindex": _command(IndexReindexSettings, "reindex", index_reindex),
 }

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from app.errors import CollectionExists, NotReady, StorageError, SuccessorExists, UnknownCollection
 from app.search.collection import Catalogue, CollectionInfo
-from app.search.directory import DATABASE_NAME, lock_directory
-from app.search.snapshot_files import SnapshotFile
+from app.search.directory import DATABASE_NAME, LOCK_NAME, lock_directory
+from app.search.snapshot_files import SNAPSHOTS_FOLDER, SnapshotFile
 from app.search.whole_file import whole_file
 
 
@@ -135,9 +135,12 @@ def restore_directory(snapshot: Path, data_dir: Path) -> list[CollectionInfo]:
         collections = opened.collections()
     lock_descriptor = lock_directory(data_dir)
     try:
-        if any(data_dir.glob(f"{DATABASE_NAME}*")):
+        # What belongs to another database would be taken for this one's: its journal, its search structures.
+        found = sorted({path.name for path in data_dir.iterdir()} - {LOCK_NAME, SNAPSHOTS_FOLDER})
+        if found:
             raise StorageError(
-                f"{data_dir} has collections already: name an empty directory, or one collection to restore"
+                f"{data_dir} is not empty ({', '.join(found[:5])}): name an empty directory, or one "
+                "collection to restore"
             )
         with snapshot.open("rb") as source, whole_file(data_dir / DATABASE_NAME) as file:
             shutil.copyfileobj(source, file, 2**20)

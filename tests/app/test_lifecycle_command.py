@@ -1,6 +1,7 @@
 """`dino-serve index export|import|snapshot|restore|reindex`, of a process that serves and of a directory."""
 
 import logging
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def test_a_snapshot_of_a_directory_becomes_a_directory_or_a_collection(
         assert [catalogue.get(name).count() for name in ("default", "old")] == [10, 10]
     status, said = dino_serve("restore", file, "--data-dir", data)
     assert status == 2
-    assert "has collections already" in said
+    assert "is not empty" in said
 
 
 def test_a_snapshot_of_a_service_is_fetched_and_restored_there(
@@ -159,6 +160,22 @@ def test_a_snapshot_of_a_service_is_fetched_and_restored_there(
     with Client(service.url) as client:
         LifecycleClient(client).delete_snapshot(kept.name)
         assert LifecycleClient(client).snapshots() == []
+
+
+def test_what_can_be_saved_of_a_damaged_directory_is_saved_and_the_rest_named(
+    dino_serve: DinoServe, data: Path, tmp_path: Path
+) -> None:
+    status, said = dino_serve("rescue", data, "--to", tmp_path / "whole")
+    assert (status, said) == (0, "collection 'default': 10 items saved, 0 lost\n")
+    database = sqlite3.connect(data / "collections.sqlite")
+    database.execute("UPDATE vectors SET vector = x'00' WHERE rid = 3")
+    database.commit()
+    database.close()
+    status, said = dino_serve("rescue", data, "--to", tmp_path / "new")
+    assert status == 1
+    assert "9 items saved, 1 lost\n  lost: 2\n" in said
+    status, said = dino_serve("rescue", data, "--to", tmp_path / "new")
+    assert status == 2
 
 
 def test_the_client_leads_aliases(service: Service) -> None:
@@ -258,6 +275,9 @@ def test_a_service_is_told_to_reindex_and_followed_to_the_end(
         pytest.param(["reindex"], "there is no directory", id="reindex nowhere"),
         pytest.param(["import", "nowhere.parquet"], "can't be opened: No such file", id="import nothing"),
         pytest.param(["restore", "nowhere.sqlite"], "can't be read: No such file", id="restore nothing"),
+        pytest.param(
+            ["rescue", "nowhere", "--to", "x"], "there is no collections.sqlite", id="rescue nothing"
+        ),
         pytest.param(["fly"], "no command 'index'", id="no command"),
     ],
 )

@@ -297,7 +297,13 @@ def test_a_directory_is_made_from_a_snapshot(
     assert [info.name for info in restore_directory(snapshot, tmp_path / "new")] == ["photos"]
     with Collections.open(tmp_path / "new") as copy:
         assert contents(copy.get("best")) == contents(photos)
-    with pytest.raises(StorageError, match="has collections already"):
+    (tmp_path / "left" / "snapshots").mkdir(parents=True)
+    restore_directory(snapshot, tmp_path / "left")
+    (tmp_path / "left" / "collections.sqlite").unlink()
+    (tmp_path / "left" / "collections.sqlite-wal").write_bytes(b"of another database")
+    with pytest.raises(StorageError, match="not empty .collections.sqlite-wal.:"):
+        restore_directory(snapshot, tmp_path / "left")
+    with pytest.raises(StorageError, match="is not empty"):
         restore_directory(snapshot, tmp_path / "new")
     snapshot.write_bytes(snapshot.read_bytes()[:20_000])
     with pytest.raises(StorageError, match="damaged"):
