@@ -31,16 +31,17 @@ from app.search.collection import (
     UpsertStatus,
     Vector,
 )
-from app.search.filter_cache import FilterCache, living
+from app.search.filter_cache import FilterCache, living_rids
 from app.search.filter_sql import Rids
 from app.search.filters import Filter, is_storable_text, parse_filter
-from app.search.index import Snapshot, VectorIndex
+from app.search.index import VectorIndex
 from app.search.items import StoredItem
 from app.search.listing import matching_after
 from app.search.registry import CollectionRow
 from app.search.rows import CheckedItems, check_items, unit_vectors
 from app.search.rules import check_limit, cursor_of_id, id_of_cursor, refuse_other_model
 from app.search.scores import Bounds, check_window, nearest_within, pages_of
+from app.search.snapshot import Snapshot
 from app.search.store import Store
 
 _OPTIMISTIC_TRIES = 8
@@ -83,6 +84,17 @@ class EmbeddedCollection:
     def cid(self) -> int:
         """Its number in the store."""
         return self._row.cid
+
+    @property
+    def key(self) -> str:
+        """What no other collection has, whatever directory it is from."""
+        row = self._row
+        return f"{row.cid} {row.fingerprint} {row.dimensions} {row.created_at!r}"
+
+    @property
+    def index(self) -> VectorIndex:
+        """Its search in memory."""
+        return self._index
 
     @property
     def seq(self) -> int:
@@ -133,7 +145,7 @@ class EmbeddedCollection:
             self.cid,
             seq=seq,
             new=what.new_items(checked, rids),
-            old=[(row.rid, row.metadata) for row in what.replaced],
+            old=what.replaced,
         )
         return self._prepared(
             seq,
@@ -154,7 +166,7 @@ class EmbeddedCollection:
         with self._committing() as connection:
             self._seq_on_disk(connection)
             snapshot = self._index.snapshot
-            rids = living(snapshot, self._filters.kept(connection, snapshot, node))
+            rids = living_rids(snapshot, self._filters.kept(connection, snapshot, node))
             return self._delete(connection, rids.tolist())
 
     def _delete(self, connection: sqlite3.Connection, rids: list[int]) -> int:
@@ -173,7 +185,7 @@ class EmbeddedCollection:
             rids = items.deleted_rids(connection, self.cid, _storable(ids), since=since)
             if rids:
                 seq = self._next_seq(connection)
-                fresh, vectors = items.undelete(connection, self.cid, rids, seq=seq)
+                fresh, vectors = items.undelete(connection, rids, seq=seq)
                 vectors_ND = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(-1, self.dimensions)
                 self._announce(
                     self._prepared(seq, rids=np.array(fresh, dtype=np.int64), vectors_ND=vectors_ND)
@@ -188,6 +200,7 @@ class EmbeddedCollection:
                 with self._store.writing() as connection:
                     yield connection
                 if self._announced is not None:
+                    self._store.acknowledged.note(self.cid, self._announced.seq)
                     self._before = self._index.snapshot
                     self._index.publish(self._announced)
             finally:
@@ -234,7 +247,7 @@ class EmbeddedCollection:
             if node is None:
                 rows = self._store.items.after(connection, self.cid, after, limit=limit + 1)
             else:
-                kept = living(snapshot, self._filters.kept(connection, snapshot, node))
+                kept = living_rids(snapshot, self._filters.kept(connection, snapshot, node))
                 rows = matching_after(
                     connection,
                     self.cid,
@@ -263,7 +276,7 @@ class EmbeddedCollection:
         exact: bool = False,
         with_vectors: bool = False,
     ) -> list[list[Neighbour]]:
-        """Finds the nearest items of each query; see `Collection.search`. So far always exact."""
+        """Finds the nearest items of each query; see `Collection.search`."""
         check_window(k=k, offset=offset)
         bounds = Bounds.checked(threshold=threshold, max_score=max_score)
         node = None if filter is None else parse_filter(filter)
@@ -277,6 +290,7 @@ class EmbeddedCollection:
                 only=None if node is None else self._filters.kept(connection, snapshot, node),
                 excluded=self._rids(connection, exclude_ids),
                 bounds=bounds,
+                exact=exact,
             )
             texts = items.texts(connection, {rid for found in candidates for rid in found.rids.tolist()})
             pages = pages_of(candidates, texts, window=slice(offset, offset + k))
@@ -292,12 +306,15 @@ class EmbeddedCollection:
 
     def explain(self, *, filter: Mapping[str, Json] | None = None, exact: bool = False) -> Explanation:
         """How `search` would go about it now; see `Collection.explain`."""
-        matched = None if filter is None else self.count(filter)
-        return Explanation(
-            method="exact" if matched is None else "rows",
-            items=self._index.snapshot.alive_count,
-            matched=matched,
-        )
+        with self._one_state() as (connection, snapshot):
+            only = None
+            if filter is not None:
+                only = self._filters.kept(connection, snapshot, parse_filter(filter))
+            return Explanation(
+                method=snapshot.method(only=only, exact=exact),
+                items=snapshot.alive_count,
+                matched=None if only is None else len(living_rids(snapshot, only)),
+            )
 
     def count(self, filter: Mapping[str, Json] | None = None) -> int:
         """How many items there are, or match; see `Collection.count`."""
@@ -305,7 +322,7 @@ class EmbeddedCollection:
             return self._index.snapshot.alive_count
         node: Filter = parse_filter(filter)
         with self._one_state() as (connection, snapshot):
-            return len(living(snapshot, self._filters.kept(connection, snapshot, node)))
+            return len(living_rids(snapshot, self._filters.kept(connection, snapshot, node)))
 
     def stats(self) -> CollectionStats:
         """What keeping and searching it takes; see `Collection.stats`."""
@@ -316,10 +333,10 @@ class EmbeddedCollection:
         return CollectionStats(
             items=snapshot.alive_count,
             deleted=deleted,
-            method="exact",
-            indexed=0,
-            recall=1.0,
-            memory_bytes=sum(chunk.nbytes for chunk in snapshot.chunks) + snapshot.rids.nbytes,
+            method=snapshot.method(),
+            indexed=snapshot.indexed,
+            recall=snapshot.recall,
+            memory_bytes=snapshot.memory_bytes,
             disk_bytes=None,
         )
 

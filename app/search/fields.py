@@ -9,13 +9,15 @@
     tags          TEXT + MEMBER  beach  7
 
 Null is no value and has no row. A long text is kept by its beginning; `app.search.filter_sql` knows when to
-look at the whole. Rows are written and erased with their items, in one transaction.
+look at the whole. Rows are written and erased behind the items, many at a time, by `app.search.upkeep`.
 """
 
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
+
+from app.search import blocks
 
 NUMBER: Final = 0
 TEXT: Final = 1
@@ -49,31 +51,27 @@ class Fields:
         ).fetchone()
         return None if row is None else self._remember(cid, keys, int(row[0]))
 
-    def add(self, connection: sqlite3.Connection, cid: int, items: Iterable[tuple[int, str]]) -> None:
-        """Writes the rows of items, of which rids and metadata are given."""
+    def add(self, connection: sqlite3.Connection, items: Iterable[tuple[int, int, str]]) -> None:
+        """Writes the rows of items, of which rids, cids and metadata are given."""
         rows = []
-        for rid, metadata in items:
+        for rid, cid, metadata in items:
             for keys, kind, value in field_values(json.loads(metadata)):
                 path = self.path(connection, cid, keys)
                 if path is None:
                     path = self._make(connection, cid, keys)
                 rows.append((path, kind, value, rid))
-        # A list may have a member twice. In order, each page of the index is found in the cache by the next.
-        connection.executemany(
-            "INSERT OR IGNORE INTO fields (path, kind, value, rid) VALUES (?, ?, ?, ?)", sorted(rows)
-        )
+        # In order, so that rows of one page follow each other. A list may have a member twice.
+        blocks.insert(connection, "fields (path, kind, value, rid)", sorted(rows), or_ignore=True)
 
-    def erase(self, connection: sqlite3.Connection, cid: int, items: Iterable[tuple[int, str]]) -> None:
-        """Erases the rows of items, of which rids and metadata are given."""
+    def erase(self, connection: sqlite3.Connection, items: Iterable[tuple[int, int, str]]) -> None:
+        """Erases the rows of items, of which rids, cids and metadata are given, if there are any."""
         rows = []
-        for rid, metadata in items:
+        for rid, cid, metadata in items:
             for keys, kind, value in field_values(json.loads(metadata)):
                 path = self.path(connection, cid, keys)
                 if path is not None:
                     rows.append((path, kind, value, rid))
-        connection.executemany(
-            "DELETE FROM fields WHERE path = ? AND kind = ? AND value = ? AND rid = ?", sorted(rows)
-        )
+        blocks.delete_where(connection, "fields", ("path", "kind", "value", "rid"), sorted(rows))
 
     def erase_collection(self, connection: sqlite3.Connection, cid: int, *, limit: int) -> bool:
         """Erases some rows of a collection, whatever items they are of; False when nothing was left."""

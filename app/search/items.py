@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import StorageError
+from app.search import blocks
 from app.search.collection import Vector
+from app.search.directory import Damage
 from app.search.fields import Fields
 from app.search.registry import CollectionRow
 
@@ -56,7 +57,7 @@ class NewItem:
     metadata: str
     sha256: str
     source: str | None
-    vector: bytes | memoryview
+    vector: bytes
     thumbnail: bytes | None
 
 
@@ -71,6 +72,11 @@ class Items:
     def __init__(self, fields: Fields, *, last_rid: int) -> None:
         self._fields = fields
         self._last_rid = last_rid
+
+    @property
+    def last_rid(self) -> int:
+        """The greatest that ever was."""
+        return self._last_rid
 
     def reserve_rids(self, count: int) -> range:
         """Fresh rids, above all that ever were; hold the writer. Those of a failed transaction are lost."""
@@ -202,14 +208,14 @@ class Items:
         """All living vectors of a collection, in blocks, rids rising.
 
         Raises:
-            StorageError: A vector is missing or damaged.
+            Damage: A vector is missing or damaged.
         """
         rids_N = _living_rids(connection, collection.cid)
         for start in range(0, len(rids_N), _ROWS_AT_ONCE):
             block_N = rids_N[start : start + _ROWS_AT_ONCE]
             vectors_ND = _vectors_of_block(connection, block_N, dimensions=collection.dimensions)
             if vectors_ND is None:
-                raise StorageError(f"vectors of the collection {name!r} are damaged: restore a copy")
+                raise Damage(f"vectors of the collection {name!r} are missing or no vectors")
             yield block_N, vectors_ND
 
     # Writing
@@ -221,53 +227,50 @@ class Items:
         *,
         seq: int,
         new: Sequence[NewItem],
-        old: Sequence[tuple[int, str]],
+        old: Sequence[KnownItem],
     ) -> None:
-        """Writes items, in place of those whose rids and metadata are given."""
-        self.erase(connection, cid, old)
-        connection.executemany(
-            "INSERT INTO items (rid, cid, id, seq, metadata, sha256, source) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        """Writes items, in place of others."""
+        if old:
+            blocks.insert(
+                connection,
+                "garbage (rid, cid, metadata)",
+                sorted((item.rid, cid, item.metadata) for item in old),
+            )
+            self._delete(connection, "items", [item.rid for item in old])
+        blocks.insert(
+            connection,
+            "items (rid, cid, id, seq, metadata, sha256, source)",
             [(item.rid, cid, item.id, seq, item.metadata, item.sha256, item.source) for item in new],
         )
-        connection.executemany(
-            "INSERT INTO vectors (rid, vector) VALUES (?, ?)", [(item.rid, item.vector) for item in new]
-        )
-        connection.executemany(
-            "INSERT INTO thumbnails (rid, webp) VALUES (?, ?)",
-            [(item.rid, item.thumbnail) for item in new if item.thumbnail is not None],
-        )
-        self._fields.add(connection, cid, [(item.rid, item.metadata) for item in new])
-
-    def erase(self, connection: sqlite3.Connection, cid: int, items: Sequence[tuple[int, str]]) -> None:
-        """Erases items, whose rids and metadata are given, with all that belongs to them."""
-        if not items:
-            return
-        rids = sorted((rid,) for rid, _ in items)
-        for table in ("vectors", "thumbnails", "items"):
-            connection.executemany(f"DELETE FROM {table} WHERE rid = ?", rids)
-        self._fields.erase(connection, cid, items)
+        blocks.insert(connection, "vectors (rid, vector)", [(item.rid, item.vector) for item in new])
+        with_thumbnail = [(item.rid, item.thumbnail) for item in new if item.thumbnail is not None]
+        if with_thumbnail:
+            blocks.insert(connection, "thumbnails (rid, webp)", with_thumbnail)
 
     def mark_deleted(
         self, connection: sqlite3.Connection, rids: Sequence[int], *, seq: int, deleted_at: float
     ) -> None:
         """Hides items from everybody; their rows stay for a grace time."""
-        connection.executemany(
-            "UPDATE items SET deleted_at = ?, seq = ? WHERE rid = ?", [(deleted_at, seq, rid) for rid in rids]
+        connection.execute(
+            "UPDATE items SET deleted_at = ?, seq = ? WHERE rid IN (SELECT value FROM json_each(?))",
+            (deleted_at, seq, json.dumps(list(rids))),
         )
 
     def undelete(
-        self, connection: sqlite3.Connection, cid: int, rids: Sequence[int], *, seq: int
+        self, connection: sqlite3.Connection, rids: Sequence[int], *, seq: int
     ) -> tuple[range, list[bytes]]:
         """Brings deleted items back, each with a fresh rid; hold the writer.
 
         Returns:
             Their new rids, and their vectors.
         """
-        texts = self.texts(connection, rids)
         fresh = self.reserve_rids(len(rids))
         renumbered = list(zip(fresh, rids, strict=True))
-        self._fields.erase(connection, cid, [(rid, texts[rid][1]) for rid in rids])
-        self._fields.add(connection, cid, [(new, texts[old][1]) for new, old in renumbered])
+        connection.execute(
+            "INSERT INTO garbage (rid, cid, metadata)"
+            " SELECT rid, cid, metadata FROM items WHERE rid IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(rids)),),
+        )
         for table in ("items", "vectors", "thumbnails"):
             connection.executemany(f"UPDATE {table} SET rid = ? WHERE rid = ?", renumbered)
         connection.executemany(
@@ -276,41 +279,99 @@ class Items:
         # SQLite counts what is inserted only.
         connection.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'items'", (self._last_rid,))
         vectors = self.vectors_of(connection, fresh)
+        if len(vectors) < len(fresh):
+            raise Damage("vectors of deleted items are missing")
         return fresh, [vectors[rid] for rid in fresh]
 
-    # What is erased bit by bit
+    # Behind the items
 
-    def erase_deleted(self, connection: sqlite3.Connection, *, before: float, limit: int) -> bool:
-        """Erases some of what was deleted before a time, in seconds since 1970; False when nothing was."""
+    def indexed(self, connection: sqlite3.Connection) -> int:
+        """The greatest rid that the index of filters has, with all below it."""
+        (rid,) = connection.execute("SELECT value FROM state WHERE name = 'indexed'").fetchone()
+        return int(rid)
+
+    def index_some(self, connection: sqlite3.Connection, *, limit: int) -> int:
+        """Writes the index of filters for the next items; hold the writer.
+
+        Returns:
+            How many rids are left.
+        """
+        indexed = self.indexed(connection)
+        rows = connection.execute(
+            "SELECT rid, cid, metadata FROM items WHERE rid > ? ORDER BY rid LIMIT ?", (indexed, limit)
+        ).fetchall()
+        reached = rows[-1][0] if len(rows) == limit else self._last_rid
+        if reached > indexed:
+            self._fields.add(connection, rows)
+            connection.execute("UPDATE state SET value = ? WHERE name = 'indexed'", (reached,))
+        return self._last_rid - reached
+
+    def erase_garbage(self, connection: sqlite3.Connection, *, limit: int) -> int:
+        """Erases some of what updates replaced.
+
+        Returns:
+            How many items it was of.
+        """
+        rows = connection.execute(
+            "SELECT rid, cid, metadata FROM garbage ORDER BY rid LIMIT ?", (limit,)
+        ).fetchall()
+        if rows:
+            self._erase(connection, rows, tables=("vectors", "thumbnails", "garbage"))
+        return len(rows)
+
+    def erase_deleted(self, connection: sqlite3.Connection, *, before: float, limit: int) -> int:
+        """Erases some of what was deleted before a time, in seconds since 1970.
+
+        Returns:
+            How many items.
+        """
         rows = connection.execute(
             "SELECT rid, cid, metadata FROM items WHERE deleted_at IS NOT NULL AND deleted_at < ? LIMIT ?",
             (before, limit),
         ).fetchall()
-        by_cid: dict[int, list[tuple[int, str]]] = {}
-        for rid, cid, metadata in rows:
-            by_cid.setdefault(cid, []).append((rid, metadata))
-        for cid, items in by_cid.items():
-            self.erase(connection, cid, items)
-        return bool(rows)
+        if rows:
+            self._erase(connection, rows, tables=("vectors", "thumbnails", "items"))
+        return len(rows)
 
-    def erase_dropped(self, connection: sqlite3.Connection, *, limit: int) -> bool:
-        """Erases some of what dropped collections had; False when nothing was left."""
+    def _erase(
+        self,
+        connection: sqlite3.Connection,
+        items: Sequence[tuple[int, int, str]],
+        *,
+        tables: Sequence[str],
+    ) -> None:
+        for table in tables:
+            self._delete(connection, table, [rid for rid, _, _ in items])
+        self._fields.erase(connection, items)
+
+    def _delete(self, connection: sqlite3.Connection, table: str, rids: Iterable[int]) -> None:
+        connection.execute(
+            f"DELETE FROM {table} WHERE rid IN (SELECT value FROM json_each(?))",
+            (json.dumps(sorted(rids)),),
+        )
+
+    def erase_dropped(self, connection: sqlite3.Connection, *, limit: int) -> int:
+        """Erases some of what dropped collections had.
+
+        Returns:
+            0 when nothing was left.
+        """
         dropped = connection.execute("SELECT cid, reached FROM dropped LIMIT 1").fetchone()
         if dropped is None:
-            return False
+            return 0
         cid, reached = dropped
         # In order of rid, as their vectors lie: five share a page.
-        rids = connection.execute(
+        rows = connection.execute(
             "SELECT rid FROM items NOT INDEXED WHERE rid > ? AND cid = ? ORDER BY rid LIMIT ?",
             (reached, cid, limit),
         ).fetchall()
-        for table in ("vectors", "thumbnails", "items"):
-            connection.executemany(f"DELETE FROM {table} WHERE rid = ?", rids)
-        if rids:
-            connection.execute("UPDATE dropped SET reached = ? WHERE cid = ?", (rids[-1][0], cid))
+        if rows:
+            for table in ("vectors", "thumbnails", "items"):
+                self._delete(connection, table, [rid for (rid,) in rows])
+            connection.execute("UPDATE dropped SET reached = ? WHERE cid = ?", (rows[-1][0], cid))
         elif not self._fields.erase_collection(connection, cid, limit=8 * limit):
             connection.execute("DELETE FROM dropped WHERE cid = ?", (cid,))
-        return True
+        return max(1, len(rows))
 
 
 _SELECT_STORED = "SELECT id, metadata, sha256, source, vector FROM items JOIN vectors USING (rid)"

@@ -16,11 +16,21 @@ from app.errors import (
     UnknownCollection,
 )
 from app.search import registry
+from app.search.acknowledged import FILE_NAME as ACKNOWLEDGED_NAME
 from app.search.collection import CollectionInfo, SuccessorInfo
-from app.search.directory import lock_directory, prepare_database, storage_errors, sync_directory
+from app.search.directory import (
+    DATABASE_NAME,
+    is_damage,
+    lock_directory,
+    prepare_database,
+    storage_errors,
+    sync_directory,
+)
 from app.search.embedded import EmbeddedCollection
+from app.search.maintenance import Maintenance
 from app.search.rules import MAX_NAME, check_model, check_name, retired_name
 from app.search.store import Store
+from app.search.wreck import what_can_be_saved
 
 _T = TypeVar("_T")
 
@@ -46,8 +56,9 @@ class Collections:
     Make it with `open`; `close` it, or use it as a context manager.
     """
 
-    def __init__(self, store: Store, lock_descriptor: int) -> None:
+    def __init__(self, store: Store, maintenance: Maintenance, lock_descriptor: int) -> None:
         self._store = store
+        self._maintenance = maintenance
         self._lock_descriptor = lock_descriptor
         self._lock = threading.Lock()
         self._names = _Names()
@@ -65,21 +76,32 @@ class Collections:
         """
         lock_descriptor = lock_directory(data_dir)
         try:
-            store = Store(prepare_database(data_dir))
+            path = prepare_database(data_dir)
             try:
-                collections = cls(store, lock_descriptor)
-                collections._load()
-            except BaseException:
-                store.close()
+                store = Store(path)
+                try:
+                    collections = cls(store, Maintenance(data_dir, store.writer), lock_descriptor)
+                    collections._load()
+                except BaseException:
+                    store.close()
+                    raise
+            except StorageError as error:
+                if is_damage(error):
+                    raise StorageError(f"{error}; {what_can_be_saved(path)}") from error
                 raise
         except BaseException:
             os.close(lock_descriptor)
             raise
         return collections
 
+    def settle(self, *, timeout_s: float) -> bool:
+        """Waits until the background has nothing left to do; False where that takes longer."""
+        return self._maintenance.settle(timeout_s=timeout_s)
+
     def _load(self) -> None:
         with self._store.reading() as connection:
             rows = registry.collections(connection)
+            _refuse_if_behind(rows, self._store.acknowledged.read())
             name_of = {row.cid: row.name for row in rows if row.name is not None}
             name_of |= {row.cid: name_of[row.successor_of] for row in rows if row.successor_of is not None}
             loaded: list[tuple[registry.CollectionRow, EmbeddedCollection]] = []
@@ -87,11 +109,17 @@ class Collections:
                 collection = EmbeddedCollection(row, self._store, name=name_of[row.cid])
                 collection.load(connection)
                 loaded.append((row, collection))
+                self._watch(collection)
             self._names = _Names(
                 collections={c.name: c for row, c in loaded if row.name is not None},
                 aliases={alias: name_of[cid] for alias, cid in registry.aliases(connection).items()},
                 successors={c.name: c for row, c in loaded if row.name is None},
             )
+        self._store.begin()
+        self._maintenance.start()
+
+    def _watch(self, collection: EmbeddedCollection) -> None:
+        self._maintenance.watch(collection.cid, collection.index, key=collection.key)
 
     def __enter__(self) -> Self:
         return self
@@ -114,6 +142,7 @@ class Collections:
                     connection, name, fingerprint=fingerprint, dimensions=dimensions, created_at=time.time()
                 )
             collection = EmbeddedCollection(row, self._store, name=name)
+            self._watch(collection)
             self._names = replace(names, collections={**names.collections, name: collection})
         return collection
 
@@ -156,6 +185,9 @@ class Collections:
         with self._store.writing() as connection:
             for collection in dropped:
                 registry.remove(connection, collection.cid)
+            self._store.acknowledged.clear()
+        for collection in dropped:
+            self._maintenance.forget(collection.cid)
         self._store.erase_soon()
 
     # Aliases
@@ -211,6 +243,7 @@ class Collections:
                     created_at=time.time(),
                 )
             successor = EmbeddedCollection(row, self._store, name=name)
+            self._watch(successor)
             self._names = replace(names, successors={**names.successors, name: successor})
         return successor
 
@@ -267,9 +300,26 @@ class Collections:
         """Lets go of the directory; everything acknowledged is on disk already. May be called twice."""
         with self._lock:
             if self._lock_descriptor >= 0:
+                self._maintenance.close()
                 self._store.close()
                 os.close(self._lock_descriptor)
                 self._lock_descriptor = -1
+
+
+def _refuse_if_behind(rows: Sequence[registry.CollectionRow], last: tuple[int, int] | None) -> None:
+    """Refuses a database that lacks what was acknowledged."""
+    if last is None:
+        return
+    cid, seq = last
+    found = {row.cid: row for row in rows}.get(cid)
+    if found is not None and found.seq >= seq:
+        return
+    lost = f"{seq - found.seq:,} writes" if found is not None else "a whole collection"
+    raise StorageError(
+        f"{lost} that this directory acknowledged are not in {DATABASE_NAME}: its journal "
+        f"{DATABASE_NAME}-wal was cut or removed, or the database is an older copy. Put back the files that "
+        f"belong together; or, to go on without what is missing, remove the file {ACKNOWLEDGED_NAME!r}"
+    )
 
 
 def _named(names: _Names, name: str) -> EmbeddedCollection:

@@ -5,13 +5,11 @@ import sqlite3
 from typing import Final
 
 from app.errors import StorageError
-from app.search.fields import Fields
 
 logger = logging.getLogger(__name__)
 
 APPLICATION_ID: Final = 0x44494E4F  # "DINO" in ASCII; SQLite keeps it in the file's header
 SCHEMA_VERSION: Final = 2
-_ITEMS_AT_ONCE: Final = 20_000
 
 # Vectors and thumbnails are apart from the items, so that a filter, which reads every item's metadata, reads
 # only small pages. They are in the same file, because SQLite in WAL mode commits several files one by one: a
@@ -46,8 +44,11 @@ CREATE TABLE items (
 CREATE TABLE vectors (rid INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
 CREATE TABLE thumbnails (rid INTEGER PRIMARY KEY, webp BLOB NOT NULL) STRICT;
 """
-# `fields` is the index of filters, see `app.search.fields`. `dropped` has the collections whose items are yet
-# to be erased, which is done bit by bit, up to the rid that was reached.
+# `fields` is the index of filters, see `app.search.fields`. It is written behind the items, many at a time,
+# because an item has its rows all over it: `state` says up to which rid, and whether a process has the
+# database open. For the same reason what an update replaces is erased later, all but the item's row:
+# `garbage` has what. `dropped` has the collections whose items are yet to be erased, up to the rid that was
+# reached.
 _SINCE_2: Final = """
 CREATE TABLE aliases (alias TEXT PRIMARY KEY, cid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX items_deleted ON items (cid, deleted_at) WHERE deleted_at IS NOT NULL;
@@ -64,6 +65,9 @@ CREATE TABLE fields (
     rid INTEGER NOT NULL,
     PRIMARY KEY (path, kind, value, rid)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE garbage (rid INTEGER PRIMARY KEY, cid INTEGER NOT NULL, metadata TEXT NOT NULL) STRICT;
+CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO state (name, value) VALUES ('indexed', 0), ('open', 0);
 CREATE TABLE dropped (cid INTEGER PRIMARY KEY, reached INTEGER NOT NULL DEFAULT 0) STRICT;
 """
 _HEADER: Final = f"""
@@ -86,8 +90,10 @@ DROP TABLE collections_1;
 """
 
 
-def migrate(connection: sqlite3.Connection, *, fields: Fields) -> None:
+def migrate(connection: sqlite3.Connection) -> None:
     """Makes an older database today's, in one transaction: a crash leaves the old one whole.
+
+    The index of filters is empty at first; it is written behind the items as ever.
 
     Raises:
         StorageError: It is of a newer version.
@@ -105,26 +111,11 @@ def migrate(connection: sqlite3.Connection, *, fields: Fields) -> None:
     try:
         for statement in _statements(_FROM_1):
             connection.execute(statement)
-        _fill_fields(connection, fields)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        fields.forget()
         raise
-
-
-def _fill_fields(connection: sqlite3.Connection, fields: Fields) -> None:
-    last_rid = 0
-    while block := connection.execute(
-        "SELECT rid, cid, metadata FROM items WHERE rid > ? ORDER BY rid LIMIT ?", (last_rid, _ITEMS_AT_ONCE)
-    ).fetchall():
-        last_rid = block[-1][0]
-        by_cid: dict[int, list[tuple[int, str]]] = {}
-        for rid, cid, metadata in block:
-            by_cid.setdefault(cid, []).append((rid, metadata))
-        for cid, items in by_cid.items():
-            fields.add(connection, cid, items)
 
 
 def _statements(script: str) -> list[str]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.errors import InvalidQuery
+from app.search.candidates import Candidates
 from app.search.collection import Vector
 from app.search.filter_sql import Rids
-from app.search.index import Candidates, Snapshot
+from app.search.rowset import RowSet
+from app.search.snapshot import Snapshot
 
 MAX_RESULTS = 1_000
 
@@ -65,7 +67,14 @@ def check_window(*, k: int, offset: int) -> None:
 
 
 def nearest_within(
-    snapshot: Snapshot, queries_QD: Vector, *, k: int, only: Rids | None, excluded: Rids, bounds: Bounds
+    snapshot: Snapshot,
+    queries_QD: Vector,
+    *,
+    k: int,
+    only: RowSet | None,
+    excluded: Rids,
+    bounds: Bounds,
+    exact: bool,
 ) -> list[Candidates]:
     """The k nearest of each query whose scores are within bounds, and all that tie with the last of them.
 
@@ -73,7 +82,7 @@ def nearest_within(
     """
     asked = k
     while True:
-        found = snapshot.nearest(queries_QD, k=asked, only=only, excluded=excluded)
+        found = snapshot.nearest(queries_QD, k=asked, only=only, excluded=excluded, exact=exact)
         kept = [bounds.of(candidates) for candidates in found]
         if bounds.greatest is None or all(
             len(inside.rids) >= k or len(candidates.rids) < asked

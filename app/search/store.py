@@ -10,17 +10,17 @@ import logging
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from app.errors import StorageError
-from app.search.collection import GRACE_S
-from app.search.directory import storage_errors
+from app.search.acknowledged import Acknowledged
+from app.search.directory import Damage, storage_errors
 from app.search.fields import Fields
 from app.search.items import Items
 from app.search.schema import migrate
+from app.search.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +29,6 @@ _BUSY_TIMEOUT_S = 5.0
 _WRITER_CACHE_KIB: Final = 65_536
 _READER_CACHE_KIB: Final = 8_192
 _READERS_KEPT: Final = 16
-_CHECKPOINT_EVERY_S: Final = 0.25
-_JOURNAL_PAGES: Final = 4_096  # 32 MB: above that the writer waits for the rest of a checkpoint
-_ERASE_EVERY_S: Final = 600.0
-_ERASE_AT_ONCE: Final = 200  # items: a commit of about 10 ms, between those of others
 
 
 class Store:
@@ -46,21 +42,31 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._closed = False
+        self._is_begun = False
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue(_READERS_KEPT)
         self._writer_lock = threading.RLock()
+        journal = path.with_name(f"{path.name}-wal")
+        has_journal = journal.exists() and journal.stat().st_size > 0
         self._writer = self._connect(cache_kib=_WRITER_CACHE_KIB)
         self.fields = Fields()
+        self.acknowledged = Acknowledged(path.parent)
         try:
             with storage_errors():
-                migrate(self._writer, fields=self.fields)
+                migrate(self._writer)
+                if not has_journal:
+                    _check_if_left_open(self._writer)
                 row = self._writer.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+                self.items = Items(self.fields, last_rid=row[0] if row else 0)
+                self._upkeep = Upkeep(self, indexed=self.items.indexed(self._writer))
         except BaseException:
             self._writer.close()
             raise
-        self.items = Items(self.fields, last_rid=row[0] if row else 0)
-        self._commits = 0
-        self._wake = threading.Event()
-        self._upkeep = threading.Thread(target=self._keep_up, name="collections-upkeep", daemon=True)
+
+    def begin(self) -> None:
+        """Says on disk that the database is open, and starts the upkeep; nothing was written before."""
+        with self.transaction() as connection:
+            connection.execute("UPDATE state SET value = 1 WHERE name = 'open'")
+        self._is_begun = True
         self._upkeep.start()
 
     def _connect(self, *, cache_kib: int = _READER_CACHE_KIB) -> sqlite3.Connection:
@@ -85,14 +91,20 @@ class Store:
             if self._closed:
                 return
             self._closed = True
-        self._wake.set()
-        self._upkeep.join()
+        if self._is_begun:
+            self._upkeep.stop()
         with self._writer_lock:
             with contextlib.suppress(queue.Empty):
                 while True:
                     self._readers.get_nowait().close()
-            with storage_errors():
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            try:
+                if self._is_begun:
+                    self._writer.execute("UPDATE state SET value = 0 WHERE name = 'open'")
+                    self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    self.acknowledged.clear()
+            except sqlite3.Error as error:  # everything acknowledged is in the journal
+                logger.warning("the journal could not be moved into the database: %s", error)
+            finally:
                 self._writer.close()
 
     @contextlib.contextmanager
@@ -131,6 +143,15 @@ class Store:
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction: on disk when the block ends, and not at all when it raises."""
+        with self.writer():
+            self._upkeep.before_commit()
+            with self.transaction() as connection:
+                yield connection
+            self._upkeep.after_commit()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """As `writing`, for the upkeep itself."""
         with self.writer(), storage_errors():
             connection = self._writer
             connection.execute("BEGIN IMMEDIATE")
@@ -142,7 +163,6 @@ class Store:
                     connection.execute("ROLLBACK")
                 self.fields.forget()
                 raise
-            self._commits += 1
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -165,52 +185,36 @@ class Store:
                 connection.execute("VACUUM INTO ?", (str(path),))
         finally:
             connection.close()
-
-    # Upkeep
+        with storage_errors(), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as copy:
+            copy.execute("UPDATE state SET value = 0 WHERE name = 'open'")
 
     def erase_soon(self) -> None:
         """Something was dropped."""
-        self._wake.set()
+        self._upkeep.erase_soon()
 
-    def _keep_up(self) -> None:
-        connection = self._connect()
-        try:
-            seen, erased_at = 0, -_ERASE_EVERY_S
-            while not self._closed:
-                asked = self._wake.wait(timeout=_CHECKPOINT_EVERY_S)
-                self._wake.clear()
-                if self._commits != seen:
-                    seen = self._commits
-                    self._checkpoint(connection)
-                if asked or time.monotonic() - erased_at > _ERASE_EVERY_S:
-                    self._erase()
-                    erased_at = time.monotonic()
-        finally:
-            connection.close()
+    def checkpoint(self) -> int:
+        """Moves the journal into the database while others read and write.
 
-    def _checkpoint(self, connection: sqlite3.Connection) -> None:
-        """Moves the journal into the database while others read and write."""
-        try:
-            _, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            if pages < _JOURNAL_PAGES or pages == moved:
-                return
-            # A journal begins anew only when all of it was moved, which never happens while others commit.
-            with self._writer_lock:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except sqlite3.Error as error:
-            logger.warning("the journal could not be moved into the database: %s", error)
+        Returns:
+            How many pages the journal has.
+        """
+        with self.reading() as connection, storage_errors():
+            connection.execute("ROLLBACK")  # a reader holds the journal
+            _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        return int(pages)
 
-    def _erase(self) -> None:
-        """Erases what nobody can reach any more, bit by bit."""
-        try:
-            while not self._closed:
-                with self.writing() as connection:
-                    began = time.monotonic()
-                    more = self.items.erase_deleted(
-                        connection, before=time.time() - GRACE_S, limit=_ERASE_AT_ONCE
-                    ) or self.items.erase_dropped(connection, limit=_ERASE_AT_ONCE)
-                if not more:
-                    return
-                time.sleep(time.monotonic() - began)  # as long for the others
-        except StorageError as error:
-            logger.warning("erasing deleted items goes on later: %s", error)
+
+def _check_if_left_open(connection: sqlite3.Connection) -> None:
+    """Looks closer where a process had the database open, but its journal isn't here.
+
+    A copy by SQLite's own means is whole nevertheless; one of the file alone, while it was written, may not
+    be.
+
+    Raises:
+        Damage: It isn't whole.
+    """
+    (is_open,) = connection.execute("SELECT value FROM state WHERE name = 'open'").fetchone()
+    if is_open:
+        (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise Damage("it was copied without its journal, while it was written to")

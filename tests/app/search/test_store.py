@@ -11,7 +11,7 @@ from app.errors import StorageError
 from app.search import registry
 from app.search.collection import Item
 from app.search.directory import prepare_database
-from app.search.items import NewItem
+from app.search.items import KnownItem, NewItem
 from app.search.library import Collections
 from app.search.store import Store
 
@@ -74,7 +74,7 @@ def test_rids_are_never_used_twice_not_even_after_a_restart(tmp_path: Path) -> N
         cid = registry.add(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
         (rid,) = store.items.reserve_rids(1)
         store.items.replace(connection, cid, seq=1, new=[row(rid, "x")], old=[])
-        store.items.replace(connection, cid, seq=2, new=[], old=[(rid, "{}")])
+        store.items.replace(connection, cid, seq=2, new=[], old=[KnownItem(rid, "x", "{}", "", None, False)])
     store.close()
     store = Store(path)
     assert list(store.items.reserve_rids(2)) == [rid + 1, rid + 2]
