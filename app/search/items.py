@@ -392,7 +392,10 @@ def _living_rids(connection: sqlite3.Connection, cid: int) -> npt.NDArray[np.int
             ).fetchone(),
         )
     )
-    return np.setdiff1d(everything, deleted)  # sorts
+    everything.sort()
+    deleted.sort()
+    kept: npt.NDArray[np.int64] = everything[~np.isin(everything, deleted, kind="sort")]
+    return kept
 
 
 def _vectors_of_block(

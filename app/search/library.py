@@ -1,8 +1,6 @@
 """The collections of one data directory, which this process owns."""
 
-import itertools
 import os
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +10,6 @@ from typing import Self, TypeVar
 
 from app.errors import (
     CollectionExists,
-    InvalidCollection,
     PredecessorChanged,
     StorageError,
     SuccessorExists,
@@ -31,13 +28,11 @@ from app.search.directory import (
 )
 from app.search.embedded import EmbeddedCollection
 from app.search.maintenance import Maintenance
+from app.search.rules import MAX_NAME, check_model, check_name, retired_name
 from app.search.store import Store
 from app.search.wreck import what_can_be_saved
 
-MAX_DIMENSIONS = 65_536
-MAX_NAME = 64
 _T = TypeVar("_T")
-_NAME = re.compile(f"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
 
 
 @dataclass(frozen=True)
@@ -134,8 +129,8 @@ class Collections:
 
     def create(self, name: str, *, fingerprint: str, dimensions: int) -> EmbeddedCollection:
         """Makes an empty collection; see `Catalogue.create`."""
-        _check_name(name)
-        _check_model(fingerprint=fingerprint, dimensions=dimensions)
+        check_name(name)
+        check_model(fingerprint=fingerprint, dimensions=dimensions)
         with self._lock:
             names = self._names
             if name in names.collections:
@@ -193,13 +188,14 @@ class Collections:
             self._store.acknowledged.clear()
         for collection in dropped:
             self._maintenance.forget(collection.cid)
+            self._store.weights.pop(collection.cid, None)
         self._store.erase_soon()
 
     # Aliases
 
     def set_alias(self, alias: str, name: str) -> None:
         """Lets an alias lead to a collection; see `Catalogue.set_alias`."""
-        _check_name(alias)
+        check_name(alias)
         with self._lock:
             names = self._names
             collection = _named(names, name)
@@ -223,7 +219,7 @@ class Collections:
 
     def begin_successor(self, name: str, *, fingerprint: str, dimensions: int) -> EmbeddedCollection:
         """Makes what shall take a collection's place, or goes on with it; see `Catalogue.begin_successor`."""
-        _check_model(fingerprint=fingerprint, dimensions=dimensions)
+        check_model(fingerprint=fingerprint, dimensions=dimensions)
         with self._lock:
             names = self._names
             predecessor = _named(names, name)
@@ -257,7 +253,7 @@ class Collections:
         with self._lock:
             names = self._names
             predecessor, successor = _named(names, name), _successor_of(names, name)
-            retired = _retired_name(name, predecessor.fingerprint, taken={*names.collections, *names.aliases})
+            retired = retired_name(name, predecessor.fingerprint, taken={*names.collections, *names.aliases})
             with self._store.writing() as connection:
                 seq = registry.seq(connection, predecessor.cid)
                 if expected_seq is not None and seq != expected_seq:
@@ -327,21 +323,6 @@ def _refuse_if_behind(rows: Sequence[registry.CollectionRow], last: tuple[int, i
     )
 
 
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise InvalidCollection(
-            "a collection's name has 1 to 64 of the characters a-z, A-Z, 0-9, '.', '_' and '-', "
-            "and begins with a letter or a digit"
-        )
-
-
-def _check_model(*, fingerprint: str, dimensions: int) -> None:
-    if not fingerprint:
-        raise InvalidCollection("a collection needs the fingerprint of the model whose vectors it shall hold")
-    if not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise InvalidCollection(f"dimensions is {dimensions}; it must be 1 to {MAX_DIMENSIONS}")
-
-
 def _named(names: _Names, name: str) -> EmbeddedCollection:
     if name not in names.collections:
         raise UnknownCollection(
@@ -360,17 +341,6 @@ def _successor_info(successor: EmbeddedCollection) -> SuccessorInfo:
     return SuccessorInfo(
         fingerprint=successor.fingerprint, dimensions=successor.dimensions, items=successor.count()
     )
-
-
-def _retired_name(name: str, fingerprint: str, *, taken: set[str]) -> str:
-    """A free name that says whose vectors these were: `default-3f2a9c1b`, or `default-3f2a9c1b-2`."""
-    digits = re.sub("[^A-Za-z0-9]", "", fingerprint.rpartition(":")[2])[:8] or "before"
-    for number in itertools.count(1):
-        ending = f"-{digits}" if number == 1 else f"-{digits}-{number}"
-        retired = name[: MAX_NAME - len(ending)] + ending
-        if retired not in taken:
-            return retired
-    raise AssertionError("there are more numbers than names")
 
 
 def _without(mapping: Mapping[str, _T], name: str) -> dict[str, _T]:

@@ -23,12 +23,12 @@ from app.search.items import Items
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S: Final = 0.1
-INDEX_AT_ONCE: Final = 2_000  # items: about 40 ms
-MAX_BEHIND: Final = 8_000  # items; above that a writer does it itself
-ERASE_AT_ONCE: Final = 500
+LOOK_EVERY_S = 0.1
+INDEX_AT_ONCE = 2_000  # items: about 40 ms
+MAX_BEHIND = 8_000  # items; above that a writer does it itself
+ERASE_AT_ONCE = 500
 _ERASE_EVERY_S: Final = 600.0
-JOURNAL_PAGES: Final = 8_192  # 64 MB: above that the writer waits for the rest of a checkpoint
+JOURNAL_PAGES = 8_192  # 64 MB: above that the writer waits for the rest of a checkpoint
 
 
 class _Store(Protocol):
