@@ -17,7 +17,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY dino_core dino_core
 COPY training training
 COPY app app
-RUN pip install --constraint requirements.lock '.[serve]' \
+RUN pip install --constraint requirements.lock '.[serve,milvus]' \
     && mkdir /data && chown dino:dino /data
 COPY models /models
 USER dino

@@ -21,7 +21,9 @@ from app.index_command import index_add, index_stats
 from app.indexing import NoPictures
 from app.inference.engine import Engine
 from app.main import create_app
+from app.search.collection import Catalogue
 from app.search.library import Collections
+from app.search.milvus import MilvusCollections
 from app.settings import IndexAddSettings, IndexSettings, Settings, SettingsInvalid, load
 from app.sinks import Place
 from app.telemetry import Metrics, set_up_logs
@@ -84,20 +86,28 @@ def run(settings: Settings) -> None:
     Raises:
         SettingsInvalid: The API keys can't be read.
         DinoError: The bundle can't be loaded.
-        StorageError: The data directory can't be used; so DirectoryInUse.
+        StorageError: The data directory or the search server can't be used; so DirectoryInUse.
     """
     set_up_logs(level=settings.log_level, json_lines=settings.json_logs)
     # First, as it is the quickest to fail: nobody wants to wait for a model to learn that a port is taken.
     with _bound(settings) as listener:
         bundle = load_bundle(settings.model, device=_device(settings.device))
-        try:
-            catalogue = Collections.open(settings.data_dir)
-        except (DirectoryInUse, StorageError) as error:
-            raise _CannotStart(f"{error} (--data-dir names the directory)") from None
+        catalogue = _open_collections(settings)
         try:
             _serve(settings, bundle, catalogue, listener)
         finally:
             catalogue.close()
+
+
+def _open_collections(settings: Settings) -> Catalogue:
+    if settings.search_url:
+        return MilvusCollections.open(
+            settings.search_url, token=settings.search_token(), space=settings.search_space
+        )
+    try:
+        return Collections.open(settings.data_dir)
+    except (DirectoryInUse, StorageError) as error:
+        raise _CannotStart(f"{error} (--data-dir names the directory)") from None
 
 
 def _index_add(settings: IndexAddSettings) -> int:
@@ -125,7 +135,7 @@ def _exit(status: int) -> None:
         raise SystemExit(status)
 
 
-def _serve(settings: Settings, bundle: Bundle, catalogue: Collections, listener: socket.socket) -> None:
+def _serve(settings: Settings, bundle: Bundle, catalogue: Catalogue, listener: socket.socket) -> None:
     metrics = Metrics()
     engine = Engine(bundle, settings.inference(), observer=metrics)
     app = create_app(settings, engine, catalogue, manifest=bundle.manifest, metrics=metrics)

@@ -1,5 +1,6 @@
 """Puts the parts together. Importing this does nothing: `create_app` is the one function that wires."""
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from app.api.guard import BodyLimit, EncodedItemPaths, Guard, read_api_keys
 from app.api.openapi import PROBLEM_RESPONSES, describe_problems
 from app.api.pages import Pages, page_router
 from app.api.state import State, expect_fingerprint
-from app.errors import UnknownCollection
+from app.errors import CollectionExists, UnknownCollection
 from app.inference.engine import Engine
 from app.inference.threads import cpu_budget
 from app.search.collection import Catalogue, Collection
@@ -123,9 +124,12 @@ def ensure_default_collection(catalogue: Catalogue, engine: Engine) -> Collectio
     try:
         collection = catalogue.get(DEFAULT_COLLECTION)
     except UnknownCollection:
-        return catalogue.create(
-            DEFAULT_COLLECTION, fingerprint=model.fingerprint, dimensions=model.dimensions
-        )
+        # Another service on the same search server may start at this moment.
+        with contextlib.suppress(CollectionExists):
+            return catalogue.create(
+                DEFAULT_COLLECTION, fingerprint=model.fingerprint, dimensions=model.dimensions
+            )
+        collection = catalogue.get(DEFAULT_COLLECTION)
     if collection.fingerprint != model.fingerprint:
         logger.warning(
             "collection %r holds embeddings of another model (%s): /embed works, searching it answers 409",

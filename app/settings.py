@@ -9,8 +9,9 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.inference.config import InferenceConfig
@@ -102,6 +103,12 @@ class Settings(_FlagsEnvironmentFile):
     """Port to listen on; 0 takes a free one."""
     data_dir: Path = Path("data")
     """Where collections are kept; made if it isn't there."""
+    search_url: str | None = None
+    """A Milvus server that keeps the collections in place of --data-dir, say http://127.0.0.1:19530."""
+    search_token_file: Path | None = None
+    """File with the token of that server, "user:password" or a key, if it wants one."""
+    search_space: str = Field("dinoserve", pattern="^[A-Za-z][A-Za-z0-9]{0,19}$")
+    """Services with the same one share their collections on that server; at most 20 letters and digits."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
 
@@ -156,6 +163,20 @@ class Settings(_FlagsEnvironmentFile):
             )
         return self
 
+    @field_validator("search_url")
+    @classmethod
+    def _refuse_what_is_no_server(cls, url: str | None) -> str | None:
+        if not url:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("search_url is no address of a Milvus server; it is like http://127.0.0.1:19530")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError(
+                "search_url has a password in it, which logs would show: use --search-token-file"
+            )
+        return url
+
     @model_validator(mode="after")
     def _refuse_requests_that_could_never_enter(self) -> "Settings":
         if self.max_client_batch_size > self.max_concurrent_images:
@@ -174,6 +195,24 @@ class Settings(_FlagsEnvironmentFile):
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
             return False
+
+    def search_token(self) -> str | None:
+        """What `search_token_file` holds; None without one.
+
+        Raises:
+            SettingsInvalid: The file can't be read, or has nothing in it.
+        """
+        if self.search_token_file is None:
+            return None
+        try:
+            token = self.search_token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsInvalid(
+                f"search token file {self.search_token_file} can't be read: {error}"
+            ) from None
+        if not token:
+            raise SettingsInvalid(f"search token file {self.search_token_file} is empty")
+        return token
 
     def inference(self) -> InferenceConfig:
         """The part that is the engine's."""

@@ -13,10 +13,23 @@ from app.search.schema import APPLICATION_ID, CREATE, SCHEMA_VERSION
 
 DATABASE_NAME: Final = "collections.sqlite"
 LOCK_NAME: Final = "lock"
+_NOT_FOR_WRITING: Final = "can't be opened for writing: check the data directory's owner and permissions"
 
 # Five vectors of 384 float32 fill 7,710 of 8,192 bytes; in pages of 4,096 two would leave a quarter unused.
 _PAGE_BYTES = 8_192
 _MIN_SQLITE = (3, 38, 0)  # the first with JSON built in and strict tables
+
+
+class Damage(sqlite3.DatabaseError):
+    """What SQLite doesn't notice: a vector that is none, say."""
+
+    sqlite_errorname = "SQLITE_CORRUPT"
+
+
+def is_damage(error: StorageError) -> bool:
+    """Whether the database is damaged, and not full, held or forbidden."""
+    name = getattr(error.__cause__, "sqlite_errorname", "")
+    return isinstance(error.__cause__, sqlite3.Error) and name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
 
 @contextlib.contextmanager
@@ -31,19 +44,26 @@ def storage_errors() -> Iterator[None]:
         raise StorageError(f"the data directory could not be used: {reason}") from error
 
 
+_SENTENCES: Final = {
+    "SQLITE_FULL": "the disk of the data directory is full; nothing was changed",
+    "SQLITE_CORRUPT": f"{DATABASE_NAME} is damaged (cut short, or overwritten)",
+    "SQLITE_NOTADB": f"{DATABASE_NAME} is damaged (cut short, or overwritten)",
+    "SQLITE_IOERR": "the disk failed, is full, or allows no larger files; nothing was changed",
+    "SQLITE_READONLY": f"{DATABASE_NAME} {_NOT_FOR_WRITING}",
+    "SQLITE_CANTOPEN": f"{DATABASE_NAME} {_NOT_FOR_WRITING}",
+    "SQLITE_PERM": f"{DATABASE_NAME} {_NOT_FOR_WRITING}",
+    "SQLITE_BUSY": f"{DATABASE_NAME} is held by another program; close it and try again",
+}
+
+
 def _sentence(error: sqlite3.Error) -> str:
-    name = getattr(error, "sqlite_errorname", "")
-    if name.startswith("SQLITE_FULL"):
-        return "the disk of the data directory is full; nothing was changed"
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return f"{DATABASE_NAME} is damaged (cut short, or overwritten): restore it from a copy"
-    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return (
-            f"{DATABASE_NAME} can't be opened for writing: check the data directory's owner and permissions"
-        )
-    if name.startswith("SQLITE_BUSY"):
-        return f"{DATABASE_NAME} is held by another program; close it and try again"
-    return f"the database of the collections failed ({name or type(error).__name__}); nothing was changed"
+    if isinstance(error, Damage):
+        return f"{DATABASE_NAME} is damaged: {error}"
+    name = getattr(error, "sqlite_errorname", "") or type(error).__name__
+    for beginning, sentence in _SENTENCES.items():
+        if name.startswith(beginning):
+            return sentence
+    return f"the database of the collections failed ({name}); nothing was changed"
 
 
 def lock_directory(path: Path) -> int:

@@ -6,19 +6,20 @@ fail; so what was acknowledged is both kept and found, and what failed is neithe
 Dimension key: Q queries · N items · D embedding
 """
 
-import base64
 import contextlib
 import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import FingerprintMismatch, InvalidQuery, UnknownCollection
+from app.errors import UnknownCollection
 from app.search import registry
+from app.search.changes import Changes, changes
 from app.search.collection import (
     GRACE_S,
     CollectionInfo,
@@ -31,16 +32,30 @@ from app.search.collection import (
     UpsertStatus,
     Vector,
 )
-from app.search.filter_sql import SqlFilter, to_sql
-from app.search.filters import is_storable_text, parse_filter
-from app.search.index import Candidates, Rows, Snapshot, VectorIndex
+from app.search.filter_cache import FilterCache, living_rids
+from app.search.filter_sql import Rids
+from app.search.filters import Filter, is_storable_text, parse_filter
+from app.search.index import VectorIndex
+from app.search.items import StoredItem
+from app.search.listing import matching_after
 from app.search.registry import CollectionRow
 from app.search.rows import CheckedItems, check_items, unit_vectors
-from app.search.store import ItemRow, NewItem, Store
+from app.search.rules import check_limit, cursor_of_id, id_of_cursor, refuse_other_model
+from app.search.scores import Bounds, check_window, nearest_within, pages_of
+from app.search.snapshot import Snapshot
+from app.search.store import Store
 
-MAX_RESULTS = 1_000
-MAX_PAGE_ITEMS = 1_000
 _OPTIMISTIC_TRIES = 8
+_TEXT_BYTES = 500  # of an item: id, metadata of a few fields, and their index
+_NO_RIDS: Rids = np.empty(0, dtype=np.int64)
+
+
+@dataclass
+class _Commit:
+    """A transaction, and the state that is searched after it; None where nothing changes."""
+
+    connection: sqlite3.Connection
+    prepared: Snapshot | None = None
 
 
 class EmbeddedCollection:
@@ -51,6 +66,9 @@ class EmbeddedCollection:
         self._row = row
         self._store = store
         self._index = VectorIndex(row.dimensions)
+        self._filters = FilterCache(row.cid, items=store.items, fields=store.fields)
+        self._item_bytes = 4 * row.dimensions + _TEXT_BYTES
+        store.weights[row.cid] = lambda: self._index.snapshot.alive_count * self._item_bytes
 
     @property
     def name(self) -> str:
@@ -77,6 +95,22 @@ class EmbeddedCollection:
         return self._row.cid
 
     @property
+    def key(self) -> str:
+        """What no other collection has, whatever directory it is from."""
+        row = self._row
+        return f"{row.cid} {row.fingerprint} {row.dimensions} {row.created_at!r}"
+
+    @property
+    def index(self) -> VectorIndex:
+        """Its search in memory."""
+        return self._index
+
+    @property
+    def seq(self) -> int:
+        """Counts what was written to it."""
+        return self._index.snapshot.seq
+
+    @property
     def info(self) -> CollectionInfo:
         """What a listing says of it; aliases and successors are its catalogue's to tell."""
         row = self._row
@@ -94,153 +128,142 @@ class EmbeddedCollection:
         Raises:
             StorageError: Vectors are missing or damaged.
         """
-        nothing_removed = np.empty(0, dtype=np.int64)
-        for rids, vectors_ND in self._store.vectors(connection, self._row):
-            self._index.publish(
-                self._index.prepare(
-                    seq=self._row.seq,
-                    rids=np.array(rids, dtype=np.int64),
-                    vectors_ND=vectors_ND,
-                    removed=nothing_removed,
-                )
-            )
-        no_vectors = np.empty((0, self.dimensions), dtype=np.float32)
-        self._index.publish(
-            self._index.prepare(
-                seq=self._row.seq, rids=nothing_removed, vectors_ND=no_vectors, removed=nothing_removed
-            )
-        )
+        for rids, vectors_ND in self._store.items.vectors(connection, self._row, name=self._name):
+            self._index.publish(self._prepared(self._row.seq, rids=rids, vectors_ND=vectors_ND))
+        self._index.publish(self._prepared(self._row.seq))
+
+    # Writing
 
     def upsert(self, items: Sequence[Item], *, fingerprint: str) -> list[UpsertStatus]:
         """Adds or replaces items, all or none; see `Collection.upsert`."""
-        if fingerprint != self.fingerprint:
-            raise FingerprintMismatch(
-                f"the collection {self.name!r} holds vectors of the model {self.fingerprint}; these are of "
-                f"{fingerprint}. Use that model, or another collection",
-                expected=self.fingerprint,
-                found=fingerprint,
-            )
+        refuse_other_model(self.name, expected=self.fingerprint, found=fingerprint)
         checked = check_items(items, dimensions=self.dimensions)
-        with self._store.writer():
-            with self._store.writing() as connection:
-                known = self._store.items_by_id(
-                    connection, self._row.cid, {item.id for item in items}, with_vectors=True
-                )
-                statuses, chosen = _plan(checked, known)
-                if not chosen:
-                    self._seq(connection)
-                    return statuses
-                snapshot = self._write(connection, checked, chosen, known)
-            self._index.publish(snapshot)
-        return statuses
+        with self._committing() as commit:
+            what = changes(commit.connection, self.cid, checked, items=self._store.items)
+            if what.chosen:
+                commit.prepared = self._write(commit.connection, checked, what)
+            else:
+                self._seq_on_disk(commit.connection)
+        return what.statuses
 
-    def _write(
-        self,
-        connection: sqlite3.Connection,
-        checked: CheckedItems,
-        chosen: list[int],
-        known: dict[str, ItemRow],
-    ) -> Snapshot:
+    def _write(self, connection: sqlite3.Connection, checked: CheckedItems, what: Changes) -> Snapshot:
         seq = self._next_seq(connection)
-        rids = self._store.reserve_rids(len(chosen))
-        items = checked.items
-        old = [known[items[i].id] for i in chosen if items[i].id in known]
-        self._store.replace_items(
+        rids = self._store.items.reserve_rids(len(what.chosen))
+        self._store.items.replace(
             connection,
-            self._row.cid,
+            self.cid,
             seq=seq,
-            new=[_new_item(rid, checked, i) for rid, i in zip(rids, chosen, strict=True)],
-            old_rids=[row.rid for row in old],
+            new=what.new_items(checked, rids),
+            old=what.replaced,
         )
-        return self._index.prepare(
-            seq=seq,
+        return self._prepared(
+            seq,
             rids=np.array(rids, dtype=np.int64),
-            vectors_ND=checked.vectors_ND[chosen],
-            removed=np.array([row.rid for row in old if not row.deleted], dtype=np.int64),
+            vectors_ND=checked.vectors_ND[what.chosen],
+            removed=np.array([row.rid for row in what.replaced if not row.deleted], dtype=np.int64),
         )
 
     def delete(self, ids: Sequence[str]) -> int:
         """Deletes items, durably; see `Collection.delete`."""
-        with self._store.writer():
-            with self._store.writing() as connection:
-                self._seq(connection)
-                rids = self._store.rids_of(connection, self.cid, _storable(ids))
-                snapshot = self._delete(connection, rids)
-            self._index.publish(snapshot)
-        return len(rids)
+        with self._committing() as commit:
+            self._seq_on_disk(commit.connection)
+            rids = self._store.items.rids(commit.connection, self.cid, _storable(ids))
+            return self._delete(commit, rids)
 
     def delete_where(self, filter: Mapping[str, Json]) -> int:
         """Deletes the items whose metadata match, durably; see `Collection.delete_where`."""
-        condition = to_sql(parse_filter(filter))
-        with self._store.writer():
-            with self._store.writing() as connection:
-                self._seq(connection)
-                rids = self._store.rids_where(connection, self.cid, condition)
-                snapshot = self._delete(connection, rids)
-            self._index.publish(snapshot)
-        return len(rids)
+        node = parse_filter(filter)
+        with self._committing() as commit:
+            self._seq_on_disk(commit.connection)
+            snapshot = self._index.snapshot
+            rids = living_rids(snapshot, self._filters.kept(commit.connection, snapshot, node))
+            return self._delete(commit, rids.tolist())
 
-    def _delete(self, connection: sqlite3.Connection, rids: list[int]) -> Snapshot:
-        if not rids:
-            return self._index.snapshot
-        seq, now = self._next_seq(connection), time.time()
-        self._store.mark_deleted(connection, rids, seq=seq, deleted_at=now)
-        self._store.erase_deleted(connection, before=now - GRACE_S)
-        return self._index.prepare(
-            seq=seq,
-            rids=np.empty(0, dtype=np.int64),
-            vectors_ND=np.empty((0, self.dimensions), dtype=np.float32),
-            removed=np.array(rids, dtype=np.int64),
-        )
+    def _delete(self, commit: _Commit, rids: list[int]) -> int:
+        if rids:
+            seq = self._next_seq(commit.connection)
+            self._store.items.mark_deleted(commit.connection, rids, seq=seq, deleted_at=time.time())
+            commit.prepared = self._prepared(seq, removed=np.array(rids, dtype=np.int64))
+        return len(rids)
 
     def undelete(self, ids: Sequence[str]) -> int:
         """Brings deleted items back, durably; see `Collection.undelete`."""
         since = time.time() - GRACE_S
+        items = self._store.items
+        with self._committing() as commit:
+            self._seq_on_disk(commit.connection)
+            rids = items.deleted_rids(commit.connection, self.cid, _storable(ids), since=since)
+            if rids:
+                seq = self._next_seq(commit.connection)
+                fresh, vectors = items.undelete(commit.connection, rids, seq=seq)
+                vectors_ND = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(-1, self.dimensions)
+                commit.prepared = self._prepared(
+                    seq, rids=np.array(fresh, dtype=np.int64), vectors_ND=vectors_ND
+                )
+        return len(rids)
+
+    @contextlib.contextmanager
+    def _committing(self) -> Iterator[_Commit]:
+        """A transaction; the state that it prepares is found by searches from its commit on, or never."""
         with self._store.writer():
             with self._store.writing() as connection:
-                self._seq(connection)
-                rids = self._store.deleted_rids(connection, self.cid, _storable(ids), since=since)
-                if not rids:
-                    return 0
-                seq = self._next_seq(connection)
-                fresh, vectors = self._store.undelete(connection, rids, seq=seq)
-                snapshot = self._index.prepare(
-                    seq=seq,
-                    rids=np.array(fresh, dtype=np.int64),
-                    vectors_ND=np.frombuffer(b"".join(vectors), dtype="<f4").reshape(-1, self.dimensions),
-                    removed=np.empty(0, dtype=np.int64),
-                )
-            self._index.publish(snapshot)
-        return len(rids)
+                commit = _Commit(connection)
+                yield commit
+            if commit.prepared is not None:
+                self._store.acknowledged.note(self.cid, commit.prepared.seq)
+                self._index.publish(commit.prepared)
+
+    def _prepared(
+        self,
+        seq: int,
+        *,
+        rids: Rids = _NO_RIDS,
+        vectors_ND: Vector | None = None,
+        removed: Rids = _NO_RIDS,
+    ) -> Snapshot:
+        if vectors_ND is None:
+            vectors_ND = np.empty((0, self.dimensions), dtype=np.float32)
+        return self._index.prepare(seq=seq, rids=rids, vectors_ND=vectors_ND, removed=removed)
+
+    # Reading
 
     def get(self, ids: Sequence[str]) -> list[Item | None]:
         """Reads items by id; see `Collection.get`."""
         with self._store.reading() as connection:
-            self._seq(connection)
-            rows = self._store.items_by_id(connection, self._row.cid, _storable(ids), with_vectors=True)
-        found = {row.id: _item(row) for row in rows.values() if not row.deleted}
-        return [found.get(item_id) for item_id in ids]
+            self._seq_on_disk(connection)
+            found = self._store.items.by_id(connection, self.cid, _storable(ids))
+        return [None if item_id not in found else _item(found[item_id]) for item_id in ids]
 
     def thumbnail(self, item_id: str) -> bytes | None:
         """The WebP that was given with an item; see `Collection.thumbnail`."""
         with self._store.reading() as connection:
-            self._seq(connection)
+            self._seq_on_disk(connection)
             storable = _storable([item_id])
-            return self._store.thumbnail(connection, self._row.cid, storable[0]) if storable else None
+            return self._store.items.thumbnail(connection, self.cid, storable[0]) if storable else None
 
     def scroll(self, *, cursor: str | None, limit: int, filter: Mapping[str, Json] | None = None) -> Page:
         """Lists items in order of id; see `Collection.scroll`."""
-        if not 1 <= limit <= MAX_PAGE_ITEMS:
-            raise InvalidQuery(f"limit is {limit}; it must be 1 to {MAX_PAGE_ITEMS}")
-        after = "" if cursor is None else _id_of_cursor(cursor)
-        condition = _condition(filter)
-        with self._store.reading() as connection:
-            self._seq(connection)
-            rows = self._store.items_after(connection, self.cid, after, condition=condition, limit=limit + 1)
+        check_limit(limit)
+        after = "" if cursor is None else id_of_cursor(cursor)
+        node = None if filter is None else parse_filter(filter)
+        with self._one_state() as (connection, snapshot):
+            if node is None:
+                rows = self._store.items.after(connection, self.cid, after, limit=limit + 1)
+            else:
+                kept = living_rids(snapshot, self._filters.kept(connection, snapshot, node))
+                rows = matching_after(
+                    connection,
+                    self.cid,
+                    after,
+                    kept=kept,
+                    everything=snapshot.alive_count,
+                    limit=limit + 1,
+                    items=self._store.items,
+                )
         has_more = len(rows) > limit
         rows = rows[:limit]
         return Page(
-            items=[_item(row) for row in rows], next_cursor=_cursor_of_id(rows[-1].id) if has_more else None
+            items=[_item(row) for row in rows], next_cursor=cursor_of_id(rows[-1].id) if has_more else None
         )
 
     def search(  # noqa: PLR0913 - see the seam
@@ -256,117 +279,95 @@ class EmbeddedCollection:
         exact: bool = False,
         with_vectors: bool = False,
     ) -> list[list[Neighbour]]:
-        """Finds the nearest items of each query; see `Collection.search`. So far always exact."""
-        _check_window(k=k, offset=offset, threshold=threshold, max_score=max_score)
-        condition = _condition(filter)
+        """Finds the nearest items of each query; see `Collection.search`."""
+        check_window(k=k, offset=offset)
+        bounds = Bounds.checked(threshold=threshold, max_score=max_score)
+        node = None if filter is None else parse_filter(filter)
         queries_QD = unit_vectors(np.asarray(vectors_QD), dimensions=self.dimensions)
+        items = self._store.items
         with self._one_state() as (connection, snapshot):
-            only = None if condition is None else self._store.rids_where(connection, self.cid, condition)
-            excluded = (
-                self._store.rids_of(connection, self.cid, _storable(exclude_ids)) if exclude_ids else []
-            )
-            candidates = _within(
+            candidates = nearest_within(
                 snapshot,
                 queries_QD,
                 k=offset + k,
-                only=None if only is None else np.array(only, dtype=np.int64),
-                excluded=np.array(excluded, dtype=np.int64),
-                bounds=(threshold, max_score),
+                only=None if node is None else self._filters.kept(connection, snapshot, node),
+                excluded=self._rids(connection, exclude_ids),
+                bounds=bounds,
+                exact=exact,
             )
-            return self._neighbours(
-                connection, candidates, window=slice(offset, offset + k), with_vectors=with_vectors
-            )
+            texts = items.texts(connection, {rid for found in candidates for rid in found.rids.tolist()})
+            pages = pages_of(candidates, texts, window=slice(offset, offset + k))
+            vectors: dict[int, bytes] = {}
+            if with_vectors:
+                vectors = items.vectors_of(connection, {rid for page in pages for _, rid in page})
+        return [[_neighbour(score, *texts[rid], vectors.get(rid)) for score, rid in page] for page in pages]
 
-    def _neighbours(
-        self,
-        connection: sqlite3.Connection,
-        candidates: list[Candidates],
-        *,
-        window: slice,
-        with_vectors: bool,
-    ) -> list[list[Neighbour]]:
-        ids = self._store.ids_of(connection, {rid for found in candidates for rid in found.rids.tolist()})
-        pages = [
-            sorted(
-                zip(found.scores.tolist(), found.rids.tolist(), strict=True),
-                key=lambda pair: (-pair[0], ids[pair[1]]),
-            )[window]
-            for found in candidates
-        ]
-        shown = {rid for page in pages for _, rid in page}
-        metadata = self._store.metadata_of(connection, shown)
-        vectors = self._store.vectors_of(connection, shown) if with_vectors else {}
-        return [
-            [
-                Neighbour(
-                    id=ids[rid],
-                    score=score,
-                    metadata=json.loads(metadata[rid]),
-                    vector=_vector(vectors[rid]) if with_vectors else None,
-                )
-                for score, rid in page
-            ]
-            for page in pages
-        ]
+    def _rids(self, connection: sqlite3.Connection, ids: Sequence[str]) -> Rids:
+        if not ids:
+            return _NO_RIDS
+        return np.array(self._store.items.rids(connection, self.cid, _storable(ids)), dtype=np.int64)
 
     def explain(self, *, filter: Mapping[str, Json] | None = None, exact: bool = False) -> Explanation:
         """How `search` would go about it now; see `Collection.explain`."""
-        matched = None if filter is None else self.count(filter)
-        return Explanation(
-            method="exact" if matched is None else "rows",
-            items=self._index.snapshot.alive_count,
-            matched=matched,
-        )
+        with self._one_state() as (connection, snapshot):
+            only = None
+            if filter is not None:
+                only = self._filters.kept(connection, snapshot, parse_filter(filter))
+            return Explanation(
+                method=snapshot.method(only=only, exact=exact),
+                items=snapshot.alive_count,
+                matched=None if only is None else len(living_rids(snapshot, only)),
+            )
+
+    def count(self, filter: Mapping[str, Json] | None = None) -> int:
+        """How many items there are, or match; see `Collection.count`."""
+        if filter is None:
+            return self._index.snapshot.alive_count
+        node: Filter = parse_filter(filter)
+        with self._one_state() as (connection, snapshot):
+            return len(living_rids(snapshot, self._filters.kept(connection, snapshot, node)))
 
     def stats(self) -> CollectionStats:
         """What keeping and searching it takes; see `Collection.stats`."""
         snapshot = self._index.snapshot
         with self._store.reading() as connection:
-            self._seq(connection)
-            deleted = self._store.count_deleted(connection, self.cid, since=time.time() - GRACE_S)
+            self._seq_on_disk(connection)
+            deleted = self._store.items.count_deleted(connection, self.cid, since=time.time() - GRACE_S)
         return CollectionStats(
             items=snapshot.alive_count,
             deleted=deleted,
-            method="exact",
-            indexed=0,
-            recall=1.0,
-            memory_bytes=sum(chunk.nbytes for chunk in snapshot.chunks) + snapshot.rids.nbytes,
-            disk_bytes=None,
+            method=snapshot.method(),
+            indexed=snapshot.indexed,
+            recall=snapshot.recall,
+            memory_bytes=snapshot.memory_bytes,
+            disk_bytes=self._disk_bytes(deleted),
         )
+
+    def _disk_bytes(self, deleted: int) -> int:
+        """Its share of the file, as vectors and items of middling size have it."""
+        weights = {cid: items() for cid, items in list(self._store.weights.items())}
+        weights[self.cid] = weights.get(self.cid, 0) + deleted * self._item_bytes
+        return self._store.used_bytes() * weights[self.cid] // max(1, sum(weights.values()))
 
     @contextlib.contextmanager
     def _one_state(self) -> Iterator[tuple[sqlite3.Connection, Snapshot]]:
         """A transaction and the index's snapshot of the same commit, so that an answer shows one state."""
         for _ in range(_OPTIMISTIC_TRIES):
             with self._store.reading() as connection:
-                seq = self._seq(connection)
-                snapshot = self._index.snapshot
-                if snapshot.seq == seq:
+                seq = self._seq_on_disk(connection)
+                snapshot = self._index.at(seq)
+                if snapshot is not None:
                     yield connection, snapshot
                     return
         # Writers commit faster than we look: keep them out while both are taken, not while they are searched.
         with contextlib.ExitStack() as stack:
             with self._store.writer():
                 connection = stack.enter_context(self._store.reading())
-                self._seq(connection)
+                self._seq_on_disk(connection)
                 snapshot = self._index.snapshot
             yield connection, snapshot
 
-    def count(self, filter: Mapping[str, Json] | None = None) -> int:
-        """How many items there are, or match; see `Collection.count`."""
-        condition = _condition(filter)
-        if condition is None:
-            return self._index.snapshot.alive_count
-        with self._store.reading() as connection:
-            self._seq(connection)
-            return len(self._store.rids_where(connection, self.cid, condition))
-
-    @property
-    def seq(self) -> int:
-        """Counts what was written to it."""
-        return self._index.snapshot.seq
-
-    def _seq(self, connection: sqlite3.Connection) -> int:
+    def _seq_on_disk(self, connection: sqlite3.Connection) -> int:
         return self._refuse_if_dropped(registry.seq(connection, self.cid))
 
     def _next_seq(self, connection: sqlite3.Connection) -> int:
@@ -378,52 +379,22 @@ class EmbeddedCollection:
         return seq
 
 
-def _plan(checked: CheckedItems, known: dict[str, ItemRow]) -> tuple[list[UpsertStatus], list[int]]:
-    """What each item means, and which must be written: of each id the last, if it isn't there already."""
-    statuses: list[UpsertStatus] = []
-    chosen: dict[str, int] = {}
-    for i, item in enumerate(checked.items):
-        earlier, row = chosen.get(item.id), known.get(item.id)
-        if earlier is not None:
-            same = _says_the_same(_new_item(0, checked, earlier), checked, i)
-            statuses.append("unchanged" if same else "updated")
-        elif row is None or row.deleted:
-            same = False
-            statuses.append("added")
-        else:
-            same = _says_the_same(row, checked, i)
-            statuses.append("unchanged" if same else "updated")
-        if not same:
-            chosen[item.id] = i
-    return statuses, sorted(chosen.values())
-
-
-def _says_the_same(there: ItemRow | NewItem, checked: CheckedItems, i: int) -> bool:
-    """Whether writing the item would change nothing. The same image has the same vector, but for rounding."""
-    item = checked.items[i]
-    has_thumbnail = there.has_thumbnail if isinstance(there, ItemRow) else there.thumbnail is not None
-    return (
-        there.sha256 == item.sha256
-        and there.metadata == checked.metadata[i]
-        and there.source == item.source
-        and (has_thumbnail or item.thumbnail is None)
-        and (item.sha256 != "" or there.vector == checked.vectors_ND[i].tobytes())
-    )
-
-
-def _new_item(rid: int, checked: CheckedItems, i: int) -> NewItem:
-    item = checked.items[i]
-    vector = checked.vectors_ND[i].astype("<f4").tobytes()
-    return NewItem(rid, item.id, checked.metadata[i], item.sha256, item.source, vector, item.thumbnail)
-
-
-def _item(row: ItemRow) -> Item:
+def _item(row: StoredItem) -> Item:
     return Item(
         id=row.id,
-        vector=_vector(row.vector or b""),
+        vector=_vector(row.vector),
         metadata=cast("dict[str, Json]", json.loads(row.metadata)),
         sha256=row.sha256,
         source=row.source,
+    )
+
+
+def _neighbour(score: float, item_id: str, metadata: str, vector: bytes | None) -> Neighbour:
+    return Neighbour(
+        id=item_id,
+        score=score,
+        metadata=json.loads(metadata),
+        vector=None if vector is None else _vector(vector),
     )
 
 
@@ -431,72 +402,6 @@ def _vector(stored: bytes) -> Vector:
     return np.frombuffer(stored, dtype="<f4").astype(np.float32)
 
 
-def _condition(filter: Mapping[str, Json] | None) -> SqlFilter | None:
-    return None if filter is None else to_sql(parse_filter(filter))
-
-
 def _storable(ids: Sequence[str]) -> list[str]:
     """The ids that may be there. The others SQLite would refuse, or cut at a NUL and find another item."""
     return [item_id for item_id in ids if is_storable_text(item_id)]
-
-
-def _within(
-    snapshot: Snapshot,
-    queries_QD: Vector,
-    *,
-    k: int,
-    only: Rows | None,
-    excluded: Rows,
-    bounds: tuple[float | None, float | None],
-) -> list[Candidates]:
-    """The k nearest of each query whose scores are within bounds.
-
-    The nearest may all be too near: then more are asked for, until there are k that are not, or no others.
-    """
-    least, greatest = bounds
-    asked = k
-    while True:
-        found = snapshot.nearest(queries_QD, k=asked, only=only, excluded=excluded)
-        kept = [_between(least, greatest, candidates) for candidates in found]
-        enough = greatest is None or all(
-            len(inside.rids) >= k or len(candidates.rids) < asked
-            for inside, candidates in zip(kept, found, strict=True)
-        )
-        if enough:
-            return kept
-        asked *= 4
-
-
-def _between(least: float | None, greatest: float | None, found: Candidates) -> Candidates:
-    keep = np.ones(len(found.scores), dtype=np.bool_)
-    if least is not None:
-        keep &= found.scores >= np.float32(least)
-    if greatest is not None:
-        keep &= found.scores <= np.float32(greatest)
-    return Candidates(found.rids[keep], found.scores[keep])
-
-
-def _check_window(*, k: int, offset: int, threshold: float | None, max_score: float | None) -> None:
-    if k < 1 or offset < 0 or offset + k > MAX_RESULTS:
-        raise InvalidQuery(
-            f"k is {k} and offset {offset}; k must be at least 1, offset at least 0, and both together at "
-            f"most {MAX_RESULTS:,}. To read everything, list the items page by page"
-        )
-    for name, bound in (("threshold", threshold), ("max_score", max_score)):
-        if bound is not None and not -1.0 <= bound <= 1.0:
-            raise InvalidQuery(f"{name} is {bound}; scores are cosines, so it must be -1 to 1")
-    if threshold is not None and max_score is not None and max_score < threshold:
-        raise InvalidQuery(
-            f"max_score is {max_score}, below the threshold of {threshold}: no score is between"
-        )
-
-
-def _cursor_of_id(item_id: str) -> str:
-    return base64.urlsafe_b64encode(item_id.encode()).decode("ascii")
-
-
-def _id_of_cursor(cursor: str) -> str:
-    try:
-        return base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True).decode()
-    except ValueError:  # binascii.Error and the Unicode errors are ValueErrors
-        raise InvalidQuery("the cursor is not one that a page gave; begin again without one") from None

@@ -1,6 +1,6 @@
 """The language of filters: a small JSON tree over an item's metadata, checked.
 
-`app.search.filter_sql` turns it into SQL; another engine would turn the same tree into its own language.
+`app.search.filter_sql` turns it into SQL; another engine turns the same tree into its own language.
 
     filter    = {"and": [filter, ...]} | {"or": [filter, ...]} | {"not": filter} | condition
     condition = {"field": path, operator: operand, ...}      several operators must all hold
@@ -19,8 +19,8 @@ What it means, so that every engine can mean the same:
   `not`) finds them. `ne` wants a value, and a different one; `{"not": {"eq"}}` also finds items without one.
 - Types don't mix: `true` isn't 1, `"1"` isn't 1, but 1 is 1.0. Another type than asked for is no match and
   no error, as items of one collection may differ.
-- Strings are ordered by code point, so dates in ISO 8601 are ordered by time. Numbers are compared as SQLite
-  reads them, which is to 15 significant digits.
+- Strings are ordered by code point, so dates in ISO 8601 are ordered by time. Numbers are compared exactly,
+  integers of 64 bits and doubles alike.
 """
 
 import json
@@ -154,7 +154,13 @@ def _is_plain(key: str) -> bool:
 
 def is_storable_text(text: str) -> bool:
     """Whether a string is Unicode that SQLite keeps whole: no half surrogate pairs, no NUL."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    if text.isascii():
+        return "\0" not in text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def _parse_condition(keys: tuple[str, ...], name: str, operand: object, *, path: str) -> Condition:

@@ -1,8 +1,6 @@
 """The collections of one data directory, which this process owns."""
 
-import itertools
 import os
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -12,22 +10,29 @@ from typing import Self, TypeVar
 
 from app.errors import (
     CollectionExists,
-    InvalidCollection,
     PredecessorChanged,
     StorageError,
     SuccessorExists,
     UnknownCollection,
 )
 from app.search import registry
-from app.search.collection import GRACE_S, CollectionInfo, SuccessorInfo
-from app.search.directory import lock_directory, prepare_database, storage_errors, sync_directory
+from app.search.acknowledged import FILE_NAME as ACKNOWLEDGED_NAME
+from app.search.collection import CollectionInfo, SuccessorInfo
+from app.search.directory import (
+    DATABASE_NAME,
+    is_damage,
+    lock_directory,
+    prepare_database,
+    storage_errors,
+    sync_directory,
+)
 from app.search.embedded import EmbeddedCollection
+from app.search.maintenance import Maintenance
+from app.search.rules import MAX_NAME, check_model, check_name, retired_name
 from app.search.store import Store
+from app.search.wreck import what_can_be_saved
 
-MAX_DIMENSIONS = 65_536
-MAX_NAME = 64
 _T = TypeVar("_T")
-_NAME = re.compile(f"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,9 @@ class Collections:
     Make it with `open`; `close` it, or use it as a context manager.
     """
 
-    def __init__(self, store: Store, lock_descriptor: int) -> None:
+    def __init__(self, store: Store, maintenance: Maintenance, lock_descriptor: int) -> None:
         self._store = store
+        self._maintenance = maintenance
         self._lock_descriptor = lock_descriptor
         self._lock = threading.Lock()
         self._names = _Names()
@@ -70,23 +76,32 @@ class Collections:
         """
         lock_descriptor = lock_directory(data_dir)
         try:
-            store = Store(prepare_database(data_dir))
+            path = prepare_database(data_dir)
             try:
-                collections = cls(store, lock_descriptor)
-                collections._load()
-            except BaseException:
-                store.close()
+                store = Store(path)
+                try:
+                    collections = cls(store, Maintenance(data_dir, store.writer), lock_descriptor)
+                    collections._load()
+                except BaseException:
+                    store.close()
+                    raise
+            except StorageError as error:
+                if is_damage(error):
+                    raise StorageError(f"{error}; {what_can_be_saved(path)}") from error
                 raise
         except BaseException:
             os.close(lock_descriptor)
             raise
         return collections
 
+    def settle(self, *, timeout_s: float) -> bool:
+        """Waits until the background has nothing left to do; False where that takes longer."""
+        return self._maintenance.settle(timeout_s=timeout_s)
+
     def _load(self) -> None:
-        with self._store.writing() as connection:
-            self._store.erase_deleted(connection, before=time.time() - GRACE_S)
         with self._store.reading() as connection:
             rows = registry.collections(connection)
+            _refuse_if_behind(rows, self._store.acknowledged.read())
             name_of = {row.cid: row.name for row in rows if row.name is not None}
             name_of |= {row.cid: name_of[row.successor_of] for row in rows if row.successor_of is not None}
             loaded: list[tuple[registry.CollectionRow, EmbeddedCollection]] = []
@@ -94,11 +109,17 @@ class Collections:
                 collection = EmbeddedCollection(row, self._store, name=name_of[row.cid])
                 collection.load(connection)
                 loaded.append((row, collection))
+                self._watch(collection)
             self._names = _Names(
                 collections={c.name: c for row, c in loaded if row.name is not None},
                 aliases={alias: name_of[cid] for alias, cid in registry.aliases(connection).items()},
                 successors={c.name: c for row, c in loaded if row.name is None},
             )
+        self._store.begin()
+        self._maintenance.start()
+
+    def _watch(self, collection: EmbeddedCollection) -> None:
+        self._maintenance.watch(collection.cid, collection.index, key=collection.key)
 
     def __enter__(self) -> Self:
         return self
@@ -108,8 +129,8 @@ class Collections:
 
     def create(self, name: str, *, fingerprint: str, dimensions: int) -> EmbeddedCollection:
         """Makes an empty collection; see `Catalogue.create`."""
-        _check_name(name)
-        _check_model(fingerprint=fingerprint, dimensions=dimensions)
+        check_name(name)
+        check_model(fingerprint=fingerprint, dimensions=dimensions)
         with self._lock:
             names = self._names
             if name in names.collections:
@@ -121,6 +142,7 @@ class Collections:
                     connection, name, fingerprint=fingerprint, dimensions=dimensions, created_at=time.time()
                 )
             collection = EmbeddedCollection(row, self._store, name=name)
+            self._watch(collection)
             self._names = replace(names, collections={**names.collections, name: collection})
         return collection
 
@@ -162,14 +184,18 @@ class Collections:
     def _erase(self, dropped: Sequence[EmbeddedCollection]) -> None:
         with self._store.writing() as connection:
             for collection in dropped:
-                self._store.erase_collection(connection, collection.cid)
                 registry.remove(connection, collection.cid)
+            self._store.acknowledged.clear()
+        for collection in dropped:
+            self._maintenance.forget(collection.cid)
+            self._store.weights.pop(collection.cid, None)
+        self._store.erase_soon()
 
     # Aliases
 
     def set_alias(self, alias: str, name: str) -> None:
         """Lets an alias lead to a collection; see `Catalogue.set_alias`."""
-        _check_name(alias)
+        check_name(alias)
         with self._lock:
             names = self._names
             collection = _named(names, name)
@@ -193,7 +219,7 @@ class Collections:
 
     def begin_successor(self, name: str, *, fingerprint: str, dimensions: int) -> EmbeddedCollection:
         """Makes what shall take a collection's place, or goes on with it; see `Catalogue.begin_successor`."""
-        _check_model(fingerprint=fingerprint, dimensions=dimensions)
+        check_model(fingerprint=fingerprint, dimensions=dimensions)
         with self._lock:
             names = self._names
             predecessor = _named(names, name)
@@ -218,6 +244,7 @@ class Collections:
                     created_at=time.time(),
                 )
             successor = EmbeddedCollection(row, self._store, name=name)
+            self._watch(successor)
             self._names = replace(names, successors={**names.successors, name: successor})
         return successor
 
@@ -226,7 +253,7 @@ class Collections:
         with self._lock:
             names = self._names
             predecessor, successor = _named(names, name), _successor_of(names, name)
-            retired = _retired_name(name, predecessor.fingerprint, taken={*names.collections, *names.aliases})
+            retired = retired_name(name, predecessor.fingerprint, taken={*names.collections, *names.aliases})
             with self._store.writing() as connection:
                 seq = registry.seq(connection, predecessor.cid)
                 if expected_seq is not None and seq != expected_seq:
@@ -274,24 +301,26 @@ class Collections:
         """Lets go of the directory; everything acknowledged is on disk already. May be called twice."""
         with self._lock:
             if self._lock_descriptor >= 0:
+                self._maintenance.close()
                 self._store.close()
                 os.close(self._lock_descriptor)
                 self._lock_descriptor = -1
 
 
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise InvalidCollection(
-            "a collection's name has 1 to 64 of the characters a-z, A-Z, 0-9, '.', '_' and '-', "
-            "and begins with a letter or a digit"
-        )
-
-
-def _check_model(*, fingerprint: str, dimensions: int) -> None:
-    if not fingerprint:
-        raise InvalidCollection("a collection needs the fingerprint of the model whose vectors it shall hold")
-    if not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise InvalidCollection(f"dimensions is {dimensions}; it must be 1 to {MAX_DIMENSIONS}")
+def _refuse_if_behind(rows: Sequence[registry.CollectionRow], last: tuple[int, int] | None) -> None:
+    """Refuses a database that lacks what was acknowledged."""
+    if last is None:
+        return
+    cid, seq = last
+    found = {row.cid: row for row in rows}.get(cid)
+    if found is not None and found.seq >= seq:
+        return
+    lost = f"{seq - found.seq:,} writes" if found is not None else "a whole collection"
+    raise StorageError(
+        f"{lost} that this directory acknowledged are not in {DATABASE_NAME}: its journal "
+        f"{DATABASE_NAME}-wal was cut or removed, or the database is an older copy. Put back the files that "
+        f"belong together; or, to go on without what is missing, remove the file {ACKNOWLEDGED_NAME!r}"
+    )
 
 
 def _named(names: _Names, name: str) -> EmbeddedCollection:
@@ -312,17 +341,6 @@ def _successor_info(successor: EmbeddedCollection) -> SuccessorInfo:
     return SuccessorInfo(
         fingerprint=successor.fingerprint, dimensions=successor.dimensions, items=successor.count()
     )
-
-
-def _retired_name(name: str, fingerprint: str, *, taken: set[str]) -> str:
-    """A free name that says whose vectors these were: `default-3f2a9c1b`, or `default-3f2a9c1b-2`."""
-    digits = re.sub("[^A-Za-z0-9]", "", fingerprint.rpartition(":")[2])[:8] or "before"
-    for number in itertools.count(1):
-        ending = f"-{digits}" if number == 1 else f"-{digits}-{number}"
-        retired = name[: MAX_NAME - len(ending)] + ending
-        if retired not in taken:
-            return retired
-    raise AssertionError("there are more numbers than names")
 
 
 def _without(mapping: Mapping[str, _T], name: str) -> dict[str, _T]:

@@ -51,7 +51,8 @@ def add(
 
 
 def remove(connection: sqlite3.Connection, cid: int) -> None:
-    """Deletes a collection and the aliases that lead to it; its items are another matter."""
+    """Deletes a collection and the aliases that lead to it; its items are erased bit by bit."""
+    connection.execute("INSERT INTO dropped (cid) VALUES (?)", (cid,))
     connection.execute("DELETE FROM aliases WHERE cid = ?", (cid,))
     connection.execute("DELETE FROM collections WHERE cid = ?", (cid,))
 

@@ -1,7 +1,12 @@
 """The tables of the database, and how an older one becomes today's."""
 
+import logging
 import sqlite3
 from typing import Final
+
+from app.errors import StorageError
+
+logger = logging.getLogger(__name__)
 
 APPLICATION_ID: Final = 0x44494E4F  # "DINO" in ASCII; SQLite keeps it in the file's header
 SCHEMA_VERSION: Final = 2
@@ -39,9 +44,31 @@ CREATE TABLE items (
 CREATE TABLE vectors (rid INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
 CREATE TABLE thumbnails (rid INTEGER PRIMARY KEY, webp BLOB NOT NULL) STRICT;
 """
+# `fields` is the index of filters, see `app.search.fields`. It is written behind the items, many at a time,
+# because an item has its rows all over it: `state` says up to which rid, and whether a process has the
+# database open. For the same reason what an update replaces is erased later, all but the item's row:
+# `garbage` has what. `dropped` has the collections whose items are yet to be erased, up to the rid that was
+# reached.
 _SINCE_2: Final = """
 CREATE TABLE aliases (alias TEXT PRIMARY KEY, cid INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX items_deleted ON items (cid, deleted_at) WHERE deleted_at IS NOT NULL;
+CREATE TABLE paths (
+    path INTEGER PRIMARY KEY,
+    cid INTEGER NOT NULL,
+    keys TEXT NOT NULL,
+    UNIQUE (cid, keys)
+) STRICT;
+CREATE TABLE fields (
+    path INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    value ANY NOT NULL,
+    rid INTEGER NOT NULL,
+    PRIMARY KEY (path, kind, value, rid)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE garbage (rid INTEGER PRIMARY KEY, cid INTEGER NOT NULL, metadata TEXT NOT NULL) STRICT;
+CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO state (name, value) VALUES ('indexed', 0), ('open', 0);
+CREATE TABLE dropped (cid INTEGER PRIMARY KEY, reached INTEGER NOT NULL DEFAULT 0) STRICT;
 """
 _HEADER: Final = f"""
 PRAGMA application_id = {APPLICATION_ID};
@@ -64,10 +91,22 @@ DROP TABLE collections_1;
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Makes an older database today's, in one transaction: a crash leaves the old one whole."""
+    """Makes an older database today's, in one transaction: a crash leaves the old one whole.
+
+    The index of filters is empty at first; it is written behind the items as ever.
+
+    Raises:
+        StorageError: It is of a newer version.
+    """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == SCHEMA_VERSION:
         return
+    if version > SCHEMA_VERSION:
+        raise StorageError(
+            f"the database was written by a newer dinoserve (schema {version}; this one reads up to "
+            f"{SCHEMA_VERSION}): upgrade dinoserve"
+        )
+    logger.info("bringing the database from schema %d to %d", version, SCHEMA_VERSION)
     connection.execute("BEGIN IMMEDIATE")
     try:
         for statement in _statements(_FROM_1):

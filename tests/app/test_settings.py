@@ -120,3 +120,37 @@ def test_indexing_passes_over_what_is_the_services_in_the_file(tmp_path: Path) -
     file.write_text('port = 1\ndata_dir = "there"\n')
     settings = load(IndexAddSettings, ["photos", "--config", str(file)], prog="dino-serve index add")
     assert (settings.directory, settings.data_dir) == (Path("photos"), Path("there"))
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("milvus:19530", "no address"),
+        ("ftp://host", "no address"),
+        ("http://", "no address"),
+        ("http://root:secret@host:19530", "--search-token-file"),
+    ],
+)
+def test_a_search_server_has_an_address_and_no_password_in_it(url: str, says: str) -> None:
+    with pytest.raises(SettingsInvalid, match=says) as refused:
+        load_run("--search-url", url)
+    assert "secret" not in str(refused.value)
+
+
+def test_the_token_of_the_search_server_is_read_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("root:secret\n")
+    settings = load_run("--search-url", "https://milvus.example.org", "--search-token-file", str(file))
+    assert settings.search_token() == "root:secret"
+    assert "secret" not in repr(settings)
+    assert load_run().search_token() is None
+    file.write_text("")
+    for name in (file, tmp_path / "nowhere"):
+        with pytest.raises(SettingsInvalid, match="search token file"):
+            load_run("--search-token-file", str(name)).search_token()
+
+
+@pytest.mark.parametrize("space", ["", "a_b", "1a", "a" * 21])
+def test_a_space_of_the_search_server_is_letters_and_digits(space: str) -> None:
+    with pytest.raises(SettingsInvalid, match="search_space"):
+        load_run("--search-space", space)

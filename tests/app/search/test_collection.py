@@ -1,8 +1,6 @@
-"""What every engine promises, asked through the seam only: a second engine joins by its name in `ENGINES`."""
+"""What every engine promises, asked through the seam only; `conftest` has the engines."""
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,41 +20,7 @@ from app.errors import (
     UnknownCollection,
 )
 from app.search.collection import Catalogue, Collection, Item
-from app.search.library import Collections
-
-ENGINES = ["embedded"]
-D = 8
-MODEL = "sha256:model"
-
-
-@pytest.fixture(params=ENGINES)
-def catalogue(tmp_path: Path) -> Iterator[Catalogue]:
-    collections = Collections.open(tmp_path)
-    yield collections
-    collections.close()
-
-
-@pytest.fixture
-def pictures(catalogue: Catalogue) -> Collection:
-    return catalogue.create("pictures", fingerprint=MODEL, dimensions=D)
-
-
-def vectors(count: int, *, seed: int = 0) -> npt.NDArray[np.float32]:
-    return np.random.default_rng(seed).normal(size=(count, D)).astype(np.float32)
-
-
-def items(count: int, *, seed: int = 0) -> list[Item]:
-    return [
-        Item(
-            id=f"album/{i:04}", vector=vector, metadata={"number": i, "even": i % 2 == 0}, sha256=f"{i:064x}"
-        )
-        for i, vector in enumerate(vectors(count, seed=seed))
-    ]
-
-
-def ids_found(collection: Collection, query: npt.NDArray[np.float32], **asked: Any) -> list[str]:  # noqa: ANN401
-    (neighbours,) = collection.search(query[None], **({"k": 10} | asked))
-    return [neighbour.id for neighbour in neighbours]
+from tests.app.search.samples import MODEL, D, ids_found, items, vectors
 
 
 def test_an_item_is_found_by_the_next_search_with_its_metadata_and_its_cosine(pictures: Collection) -> None:
@@ -402,7 +366,7 @@ def test_searches_see_one_state_while_others_write(pictures: Collection) -> None
             flip(left, "left")
 
     def read() -> None:
-        for _ in range(150):
+        for _ in range(60):
             (neighbours,) = pictures.search(
                 left[None], k=20, filter={"field": "side", "in": ["left", "right"]}
             )
@@ -497,7 +461,12 @@ def test_a_greatest_score_passes_over_what_is_nearer(pictures: Collection) -> No
     assert range_found == between[2:7]
     (all_below,) = pictures.search(batch[0].vector[None], k=500, max_score=0.0)
     assert all_below == [neighbour for neighbour in everything if neighbour.score <= 0.0]
-    for asked in ({"max_score": 1.5}, {"max_score": float("nan")}, {"max_score": 0.1, "threshold": 0.2}):
+    bad: list[dict[str, Any]] = [
+        {"max_score": 1.5},
+        {"max_score": float("nan")},
+        {"max_score": 0.1, "threshold": 0.2},
+    ]
+    for asked in bad:
         with pytest.raises(InvalidQuery, match="max_score"):
             pictures.search(batch[0].vector[None], k=5, **asked)
 

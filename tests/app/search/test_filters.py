@@ -1,17 +1,21 @@
-"""Filters: what is refused and where, and SQL against a reference of the semantics in plain Python."""
+"""Filters: what is refused and where; the index of fields, and what came since, against plain Python."""
 
 import json
 import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import InvalidFilter
-from app.search.filter_sql import to_sql
-from app.search.filters import OPERATORS, parse_filter
+from app.search import matching as one_by_one
+from app.search import schema
+from app.search.fields import MAX_TEXT, Fields
+from app.search.filter_sql import kept_by, ranges
+from app.search.filters import OPERATORS, Condition, parse_filter
 
 KEYS = ["a", "b", "ü b", "x-1", "$", "[0]"]
 
@@ -62,6 +66,10 @@ texts = st.text(
 ) | st.sampled_from(["dog", "Dog", "1", "true", "2024-05-01", "'; DROP TABLE items; --", "%", '"', "\\"])
 integers = st.integers(-3, 3) | st.sampled_from([2**53 + 1, 2**63 - 1, -(2**63)])
 numbers = integers | st.sampled_from([0.5, -0.5, 1.0, 2.0, 0.1, 1e10, 1e-7, 9007199254740992.0])
+near_integers = st.sampled_from(
+    [n + d for n in (2**53, 2**62, -(2**53), 2**63 - 10) for d in (-1, 0, 1)]
+    + [float(2**53), float(2**62), float(2**63), 0.1 + 0.2, 0.3, 0.0, -0.0, 1e308, 5e-324, 0]
+)
 scalars = texts | numbers | st.booleans()
 values = st.recursive(
     st.none() | scalars,
@@ -92,18 +100,45 @@ filters = st.recursive(
 )
 
 
+class Asked:
+    """A database with one item, and others that must never be found."""
+
+    def __init__(self, metadata: dict[str, Any]) -> None:
+        self.connection = sqlite3.connect(":memory:", isolation_level=None)
+        self.connection.executescript(schema.CREATE)
+        self.fields = Fields()
+        for rid, cid, text in (
+            (7, 1, json.dumps(metadata, ensure_ascii=False)),
+            (8, 2, '{"a": 1, "b": "x"}'),
+        ):
+            self.connection.execute(
+                "INSERT INTO items (rid, cid, id, seq, metadata, sha256) VALUES (?, ?, 'x', 1, ?, '')",
+                (rid, cid, text),
+            )
+            self.fields.add(self.connection, [(rid, cid, text)])
+
+    def keeps(self, tree: dict[str, Any]) -> bool:
+        kept = kept_by(self.connection, 1, parse_filter(tree), fields=self.fields)
+        rids = kept.of(np.array([7], dtype=np.int64)).tolist()
+        assert rids in ([], [7])
+        return bool(rids)
+
+    def close(self) -> None:
+        """Erasing the items must leave nothing in the index."""
+        for rid, cid, text in self.connection.execute("SELECT rid, cid, metadata FROM items").fetchall():
+            self.fields.erase(self.connection, [(rid, cid, text)])
+        assert self.connection.execute("SELECT count(*) FROM fields").fetchone() == (0,)
+        self.connection.close()
+
+
 def sql_matches(tree: dict[str, Any], metadata: dict[str, Any]) -> bool:
-    condition = to_sql(parse_filter(tree))
-    connection = sqlite3.connect(":memory:")
+    asked = Asked(metadata)
     try:
-        (answer,) = connection.execute(
-            f"SELECT {condition.clause} FROM (SELECT json(?) AS metadata)",
-            (*condition.parameters, json.dumps(metadata, ensure_ascii=False)),
-        ).fetchone()
+        kept = asked.keeps(tree)
     finally:
-        connection.close()
-    assert answer in {0, 1}, "a filter is never NULL"
-    return bool(answer)
+        asked.close()
+    assert one_by_one.matches(parse_filter(tree), json.loads(json.dumps(metadata))) == kept
+    return kept
 
 
 @settings(max_examples=400, deadline=None)
@@ -216,10 +251,47 @@ def test_the_largest_filters_still_run() -> None:
     assert sql_matches({"field": "a", "in": [str(i) for i in range(1_000)]}, {"a": "999"})
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_nothing_that_a_user_wrote_is_in_the_sql(operator: str) -> None:
-    written = "zebra'); DROP TABLE items; --"
-    operand: Any = {"in": [written], "exists": True}.get(operator, written)
-    condition = to_sql(parse_filter({"field": written, operator: operand}))
-    assert "zebra" not in condition.clause
-    assert condition.clause.count("?") == len(condition.parameters)
+@pytest.mark.parametrize("operator", [name for name in OPERATORS if name != "exists"])
+@pytest.mark.parametrize("length", [1, 10])
+def test_nothing_that_a_user_wrote_is_in_the_sql(operator: str, length: int) -> None:
+    written = "zebra'); DROP TABLE items; --" * length
+    operand: Any = {"in": [written]}.get(operator, written)
+    condition = parse_filter({"field": written, operator: operand})
+    assert isinstance(condition, Condition)
+    for part in ranges(condition):
+        assert "zebra" not in part.clause
+        assert part.clause.count("?") == len(part.parameters)
+
+
+long_texts = st.builds(
+    lambda letter, length, end: letter * length + end,
+    st.sampled_from(["a", "ü", "\U0001f600"]),
+    st.sampled_from([MAX_TEXT - 1, MAX_TEXT, MAX_TEXT + 1, 3 * MAX_TEXT]),
+    st.sampled_from(["", "a", "b", "\n", '"\\']),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    value=long_texts,
+    operand=long_texts,
+    operator=st.sampled_from(["eq", "ne", "in", "gt", "gte", "lt", "lte", "contains"]),
+)
+def test_texts_longer_than_the_index_keeps_are_compared_whole(
+    value: str, operand: str, operator: str
+) -> None:
+    tree = {"field": "a", operator: [operand, "x"] if operator == "in" else operand}
+    metadata = {"a": [value, value, 1]} if operator == "contains" else {"a": value}
+    assert sql_matches(tree, metadata) == matches(tree, metadata)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    value=near_integers,
+    operand=near_integers,
+    operator=st.sampled_from(["eq", "ne", "gt", "gte", "lt", "lte"]),
+)
+def test_numbers_are_compared_exactly_however_near(value: float, operand: float, operator: str) -> None:
+    """2^53 + 1 is no double, and 0.1 + 0.2 isn't 0.3."""
+    tree = {"field": "a", operator: operand}
+    assert sql_matches(tree, {"a": value}) == matches(tree, {"a": value})

@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from app.search.embedded import EmbeddedCollection
 from app.search.library import Collections
 
 D = 8
+TABLES = ("items", "vectors", "thumbnails", "fields")
 
 
 def items(count: int) -> list[Item]:
@@ -107,24 +109,55 @@ def test_what_was_deleted_leaves_the_disk_after_its_grace(
     later = time.time() + GRACE_S + 1
     monkeypatch.setattr(time, "time", lambda: later)
     with Collections.open(tmp_path) as collections:
-        assert collections.get("default").count() == 1
+        collection = collections.get("default")
+        assert collection.count() == 1
+        assert collection.undelete(["a"]) == 0
+        wait_until(lambda: rows_in(database) == each(1) | {"dropped": 0, "paths": 1})
     assert b"SECRET" * 100 not in database.read_bytes()
 
 
-def test_what_was_deleted_long_ago_leaves_the_disk_at_the_next_deletion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def rows_in(database: Path) -> dict[str, int]:
+    connection = sqlite3.connect(database)
+    try:
+        return {
+            table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in (*TABLES, "dropped", "paths")
+        }
+    finally:
+        connection.close()
+
+
+def each(count: int) -> dict[str, int]:
+    """So many rows in each table."""
+    return dict.fromkeys(TABLES, count)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+def test_what_a_dropped_collection_had_leaves_the_disk_bit_by_bit_and_its_room_is_used_again(
+    tmp_path: Path,
 ) -> None:
+    database = tmp_path / "collections.sqlite"
     with Collections.open(tmp_path) as collections:
-        collection = collections.create("default", fingerprint="f", dimensions=D)
-        collection.upsert(items(2), fingerprint="f")
-        collection.delete(["00000"])
-        later = time.time() + GRACE_S + 1
-        monkeypatch.setattr(time, "time", lambda: later)
-        collection.delete(["00001"])
-    connection = sqlite3.connect(tmp_path / "collections.sqlite")
-    assert connection.execute("SELECT id FROM items").fetchall() == [("00001",)]
-    assert connection.execute("SELECT count(*) FROM vectors").fetchone() == (1,)
-    connection.close()
+        kept = collections.create("kept", fingerprint="f", dimensions=D)
+        kept.upsert(items(10), fingerprint="f")
+        sizes = []
+        for _ in range(4):
+            dropped = collections.create("dropped", fingerprint="f", dimensions=D)
+            dropped.upsert(items(1_000), fingerprint="f")
+            collections.drop("dropped")
+            wait_until(lambda: rows_in(database) == each(10) | {"dropped": 0, "paths": 1})
+            sizes.append(collections._store.used_bytes())
+            connection = sqlite3.connect(database)
+            sizes.append(connection.execute("PRAGMA page_count").fetchone()[0])
+            connection.close()
+        assert sizes[4:6] == sizes[6:8], "the fourth collection takes the room of the third"
+        assert kept.count({"field": "i", "gte": 0}) == 10
 
 
 def test_adding_what_is_there_costs_no_commit(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from app.errors import StorageError
 from app.search import registry
 from app.search.collection import Item
 from app.search.directory import prepare_database
+from app.search.items import KnownItem, NewItem
 from app.search.library import Collections
-from app.search.store import NewItem, Store
+from app.search.store import Store
 
 D = 8
 
@@ -34,17 +35,17 @@ def test_a_transaction_that_raises_leaves_nothing_behind(store: Store) -> None:
 
     def interrupted() -> None:
         with store.writing() as connection:
-            store.replace_items(connection, cid, seq=1, new=[row(1, "x")], old_rids=[])
+            store.items.replace(connection, cid, seq=1, new=[row(1, "x")], old=[])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     with store.reading() as connection:
-        assert store.items_after(connection, cid, "", limit=10) == []
+        assert store.items.after(connection, cid, "", limit=10) == []
     with store.writing() as connection:
-        store.replace_items(connection, cid, seq=1, new=[row(1, "x")], old_rids=[])
+        store.items.replace(connection, cid, seq=1, new=[row(1, "x")], old=[])
     with store.reading() as connection:
-        assert [item.id for item in store.items_after(connection, cid, "", limit=10)] == ["x"]
+        assert [item.id for item in store.items.after(connection, cid, "", limit=10)] == ["x"]
 
 
 def test_a_reader_keeps_its_state_while_others_commit(store: Store) -> None:
@@ -71,12 +72,12 @@ def test_rids_are_never_used_twice_not_even_after_a_restart(tmp_path: Path) -> N
     store = Store(path)
     with store.writing() as connection:
         cid = registry.add(connection, "a", fingerprint="f", dimensions=D, created_at=0.0).cid
-        (rid,) = store.reserve_rids(1)
-        store.replace_items(connection, cid, seq=1, new=[row(rid, "x")], old_rids=[])
-        store.replace_items(connection, cid, seq=2, new=[], old_rids=[rid])
+        (rid,) = store.items.reserve_rids(1)
+        store.items.replace(connection, cid, seq=1, new=[row(rid, "x")], old=[])
+        store.items.replace(connection, cid, seq=2, new=[], old=[KnownItem(rid, "x", "{}", "", None, False)])
     store.close()
     store = Store(path)
-    assert list(store.reserve_rids(2)) == [rid + 1, rid + 2]
+    assert list(store.items.reserve_rids(2)) == [rid + 1, rid + 2]
     store.close()
 
 
