@@ -3,7 +3,8 @@
 const POINTS = 20000;
 const CLUSTERS = 10; // at a time
 const GROUPS = 12; // of duplicates, at a time
-const THUMBNAIL_PX = 52; // of those that lie on the map
+const THUMBNAIL_PX = 52; // of those that lie on the map, at most
+const THUMBNAIL_SHARE = 1 / 11; // of the map's shorter side
 const THUMBNAILS = 90; // at a time
 const REACH_PX = 22; // how far from a point a finger or a mouse may be
 const MAX_ZOOM = 60;
@@ -197,6 +198,8 @@ function makeMap(page) {
   let isAsked = false;
 
   const scale = () => (Math.min(canvas.clientWidth, canvas.clientHeight) / 2 - 18) * view.zoom;
+  const thumbnailPx = () =>
+    Math.min(THUMBNAIL_PX, Math.min(canvas.clientWidth, canvas.clientHeight) * THUMBNAIL_SHARE);
   const toScreen = (index) => [
     canvas.clientWidth / 2 + (points.x[index] - view.x) * scale(),
     canvas.clientHeight / 2 - (points.y[index] - view.y) * scale(),
@@ -255,7 +258,7 @@ function makeMap(page) {
 
   // One picture for each cell of a grid that moves with the map, so that none jumps while it is dragged.
   function paintThumbnails(seen) {
-    const cell = THUMBNAIL_PX * 1.15;
+    const cell = thumbnailPx() * 1.15;
     const step = cell / scale();
     const taken = new Set();
     for (const [index, x, y] of seen) {
@@ -279,7 +282,7 @@ function makeMap(page) {
     }
     const bitmap = thumbnails.get(id);
     if (!bitmap) return;
-    const factor = THUMBNAIL_PX / Math.max(bitmap.width, bitmap.height);
+    const factor = thumbnailPx() / Math.max(bitmap.width, bitmap.height);
     const [width, height] = [bitmap.width * factor, bitmap.height * factor];
     pen.drawImage(bitmap, x - width / 2, y - height / 2, width, height);
   }

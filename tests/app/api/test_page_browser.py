@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, FilePayload, Page, Route, expect, sync_playwright
 
 from dino_core.bundle import Bundle
-from tests.app.api.serving import Api, multipart, photo
+from tests.app.api.serving import Api, multipart, photo, serving
 
 StartApi = Callable[..., Api]
 
@@ -162,10 +162,10 @@ def test_the_keyboard_reaches_everything(page: Page, filled: Api) -> None:
     page.goto(filled.url)
     expect(page.locator(".card")).to_have_count(24)
     reached = []
-    for _ in range(9):
+    for _ in range(10):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
-    assert reached[:4] == ["skip", "mark", "top-link", "choose"]
+    assert reached[:5] == ["skip", "mark", "whole-link", "top-link", "choose"]
     assert "add" in reached
     assert "card" in reached
     page.keyboard.press("Enter")  # on a card
@@ -269,3 +269,176 @@ def test_the_description_of_the_api_is_drawn(page: Page, api: Api) -> None:
     explained = page.locator("#post-embed").get_by_text("Whether embeddings have length 1.").bounding_box()
     assert explained is not None
     assert explained["x"] + explained["width"] <= 390
+
+
+READING_MS = 120_000  # it is computed behind everything else that the machine does
+
+
+@pytest.fixture(scope="module")
+def read(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """Thirty pictures and two copies; their map, clusters and duplicates are computed once for all tests."""
+    with serving(bundle, tmp_path_factory.mktemp("read")) as api:
+        seeds = [*range(30), 4, 4]
+        form = {"ids": [f"photos/{number:02}.jpg" for number in range(32)]}
+        api.http.post(
+            "/collections/default/items", files=multipart([photo(seed) for seed in seeds]), data=form
+        )
+        yield api
+
+
+def open_map(page: Page, api: Api) -> None:
+    page.goto(api.url)
+    page.locator("#whole-link").click()
+    expect(page.locator("#map-say")).to_have_text("32 pictures", timeout=READING_MS)
+    expect(page.locator("#clusters > li").first).to_be_visible(timeout=READING_MS)
+    expect(page.locator("#groups-say")).to_contain_text("in all", timeout=READING_MS)
+
+
+def place_of(page: Page, api: Api, item_id: str) -> tuple[float, float]:
+    """Where an item is drawn, in the window, as long as nobody went nearer."""
+    found = api.http.get("/collections/default/map").json()
+    index = found["ids"].index(item_id)
+    box = page.locator("#map").bounding_box()
+    assert box is not None
+    # Within its border of a pixel.
+    scale = (min(box["width"], box["height"]) - 2) / 2 - 18
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    return middle[0] + found["x"][index] * scale, middle[1] - found["y"][index] * scale
+
+
+def drawn(page: Page) -> list[int]:
+    """The colours on the canvas, of which the first is none at all."""
+    pixels = """canvas => {
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        return [...new Set(new Uint32Array(data.buffer))];
+    }"""
+    colours: list[int] = page.locator("#map").evaluate(pixels)
+    return colours
+
+
+@pytest.mark.parametrize("width_px", WIDTHS_PX)
+def test_a_collection_is_seen_as_a_map_in_parts_and_by_its_duplicates(
+    page: Page, read: Api, width_px: int
+) -> None:
+    page.set_viewport_size({"width": width_px, "height": 844})
+    open_map(page, read)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width_px
+    expect(page.locator("#main")).to_be_hidden()
+    expect(page.locator("#clusters > li")).to_have_count(4)  # the root of half of 32
+    expect(page.locator("#clusters .card img").first).not_to_have_js_property("naturalWidth", 0)
+    page.locator("#threshold").fill("1")  # below, much looks alike to random weights
+    expect(page.locator("#groups-say")).to_have_text("1 group of 3 pictures in all, the surest first")
+    group = page.locator("#groups > li")
+    expect(group).to_contain_text("the same file")
+    assert {card.get_attribute("title") for card in group.locator(".card").all()} == {
+        "photos/04.jpg",
+        "photos/30.jpg",
+        "photos/31.jpg",
+    }
+    expect(group.locator(".badge")).to_have_text(["keep"])
+    expect(page.locator("#map")).to_have_attribute("aria-label", re.compile("A map of 32 pictures"))
+    # Dots in the clusters' colours, and thumbnails.
+    page.wait_for_timeout(300)
+    assert len(drawn(page)) > 1_000
+
+
+def test_a_picture_on_the_map_is_seen_and_leads_to_its_neighbours(page: Page, read: Api) -> None:
+    open_map(page, read)
+    page.mouse.move(*place_of(page, read, "photos/11.jpg"))
+    card = page.locator("#map-card .card")
+    expect(card).to_have_attribute("title", "photos/11.jpg")
+    expect(card.locator("img")).not_to_have_js_property("naturalWidth", 0)
+    page.mouse.move(3, 3)
+    expect(card).to_be_hidden()
+    page.mouse.click(*place_of(page, read, "photos/11.jpg"))
+    expect(page.locator("#query-name")).to_have_text("photos/11.jpg")
+    expect(page.locator("#whole")).to_be_hidden()
+    page.go_back()
+    expect(page.locator("#whole")).to_be_visible()
+    expect(page.locator("#map-say")).to_have_text("32 pictures")
+    page.reload()  # the address holds the view
+    expect(page.locator("#map-say")).to_have_text("32 pictures")
+    page.keyboard.press("Escape")
+    expect(page.locator("#results-title")).to_have_text("In the collection")
+
+
+def test_a_finger_sees_a_picture_before_it_opens_it(browser: Browser, read: Api) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    open_map(page, read)
+    page.touchscreen.tap(*place_of(page, read, "photos/11.jpg"))
+    card = page.locator("#map-card .card")
+    expect(card).to_have_attribute("title", "photos/11.jpg")
+    card.tap()
+    expect(page.locator("#query-name")).to_have_text("photos/11.jpg")
+    context.close()
+
+
+def test_the_map_is_gone_nearer_to_by_button_key_and_drag(page: Page, read: Api) -> None:
+    open_map(page, read)
+    x, y = place_of(page, read, "photos/11.jpg")
+    card = page.locator("#map-card .card")
+    box = page.locator("#map").bounding_box()
+    assert box is not None
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.locator("#map-nearer").click()
+    page.locator("#map").focus()
+    page.keyboard.press("+")
+    for factor in (1.6**2, 1.6, 1.0):
+        # What lay to the right of the middle lies farther to the right, and comes back.
+        at = middle[0] + (x - middle[0]) * factor, middle[1] + (y - middle[1]) * factor
+        if box["x"] < at[0] < box["x"] + box["width"] and box["y"] < at[1] < box["y"] + box["height"]:
+            page.mouse.move(*at)
+            expect(card).to_have_attribute("title", "photos/11.jpg")
+        page.keyboard.press("-")
+    page.locator("#map-nearer").click()
+    at = middle[0] + (x - middle[0]) * 1.6, middle[1] + (y - middle[1]) * 1.6
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] - 30, middle[1] + 20, steps=4)
+    page.mouse.up()
+    page.mouse.move(at[0] - 30, at[1] + 20)
+    expect(card).to_have_attribute("title", "photos/11.jpg")
+
+
+def test_the_slider_says_how_alike_duplicates_are(page: Page, read: Api) -> None:
+    open_map(page, read)
+    slider = page.locator("#threshold")
+    slider.fill("0.9")
+    expect(page.locator("#threshold-value")).to_have_text("0.900")
+    loose = read.http.get("/collections/default/duplicates", params={"threshold": 0.9}).json()
+    expect(page.locator("#groups-say")).to_contain_text(f"of {loose['total_items']} pictures")
+    slider.fill("1")
+    expect(page.locator("#groups-say")).to_have_text("1 group of 3 pictures in all, the surest first")
+
+
+def test_a_part_of_the_collection_leads_to_its_pictures(page: Page, read: Api) -> None:
+    open_map(page, read)
+    first = page.locator("#clusters .card").first
+    name = first.get_attribute("title")
+    first.click()
+    expect(page.locator("#query-name")).to_have_text(name or "")
+    assert "photos/" in (name or "")
+
+
+def test_with_keys_the_map_is_drawn_with_them(page: Page, start: StartApi, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("correct-horse-battery\n")
+    api = start(api_key_file=keys)
+    api.http.headers["Authorization"] = "Bearer correct-horse-battery"
+    api.http.post("/collections/default/items", files=multipart([photo(seed) for seed in range(5)]))
+    page.goto(f"{api.url}/?view=map")
+    page.locator("#key").fill("correct-horse-battery")
+    page.locator("#key-use").click()
+    expect(page.locator("#map-say")).to_have_text("5 pictures", timeout=READING_MS)
+    page.wait_for_timeout(300)
+    assert len(drawn(page)) > 1_000
+
+
+def test_a_collection_without_pictures_has_an_empty_map(page: Page, start: StartApi) -> None:
+    page.goto(f"{start().url}/?view=map")
+    expect(page.locator("#map-say")).to_have_text("0 pictures", timeout=READING_MS)
+    expect(page.locator("#groups-say")).to_have_text(
+        "No two pictures are that much alike.", timeout=READING_MS
+    )
+    assert len(drawn(page)) == 1

@@ -25,7 +25,7 @@ def at_cosine(vector: Vector, cosine: float, *, seed: int = 0) -> Vector:
     other = np.random.default_rng([seed, 1]).normal(size=len(vector))
     across = other - vector * (other @ vector)
     across /= np.linalg.norm(across)
-    return (cosine * vector + np.sqrt(1 - cosine**2) * across).astype(np.float32)
+    return np.asarray(cosine * vector + np.sqrt(1 - cosine**2) * across, np.float32)
 
 
 def clusters(
