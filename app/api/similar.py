@@ -366,7 +366,7 @@ def _found_by_examples(
 
 def _one_row(example: Example, dimensions: int) -> Row:
     sent: SentVectors = example.embedding
-    (row,) = sent.rows(dimensions, at_most=1, name="embedding")
+    row: Row = sent.rows(dimensions, at_most=1, name="embedding")[0]
     if len(row) != dimensions:
         raise InvalidVector(f"an example has an embedding of {len(row)} numbers; expected {dimensions}")
     return row

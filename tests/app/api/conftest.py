@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from dino_core.bundle import Bundle, load_bundle
+from tests.app.api import album as photographs
 from tests.app.api.serving import Api, serving
 from tests.app.running import write_tiny_bundle
 
@@ -38,4 +39,12 @@ def start(bundle: Bundle, tmp_path: Path) -> Iterator[StartApi]:
 def api(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """One service with the default settings for all tests that leave nothing behind."""
     with serving(bundle, tmp_path_factory.mktemp("shared") / "data") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def album(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """One service with the example photographs, for all tests that leave them as they are."""
+    with serving(bundle, tmp_path_factory.mktemp("album") / "data") as running:
+        photographs.fill(running)
         yield running
