@@ -10,8 +10,8 @@ _DEFAULT_LIMITS = ImageLimits()
 
 THUMBNAIL_PX = 320  # longest side: a 3:2 photograph, cropped to a square, is sharp at 200 pixels
 # WebP, about 10 kB for a photograph. Beside a model that embeds 350 a second on two cores, encoding was what
-# `index add` spent most on: method 0 takes 1.2 ms where the default, 4, takes 5.1; at quality 75 its files are
-# 7 % larger than that one's at 80, and 1.4 dB further from the picture.
+# `index add` spent most on: method 0 takes 1.2 ms where the default, 4, takes 5.1; at quality 75 its files
+# are 7 % larger than that one's at 80, and 1.4 dB further from the picture.
 _QUALITY = 75
 _METHOD = 0
 

@@ -1,6 +1,7 @@
 """A folder into a collection for real: over HTTP to a process that serves, and through an engine here."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from app.search.library import Collections
 from app.sinks import Place, open_sink
 from tests.app.running import ROOT, Service, picture, running_service, write_tiny_bundle
 
+SHARED = Path(os.environ.get("DINO_SHARED", ROOT.parent / "shared"))
+ODD_IMAGES = SHARED / "data" / "odd-images"
 NOBODY = "http://127.0.0.1:9"  # the port of a service that discards what it gets, and runs nowhere
 
 
@@ -145,6 +148,23 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
         assert 0 < before < 600
         assert index_add([many], collection=name, place=Place(server=service.url), report=tmp_path / "r") == 0
         assert len(list(client.items(name))) == 600
+
+
+@pytest.mark.skipif(not ODD_IMAGES.is_dir(), reason="needs ../shared/data/odd-images (or DINO_SHARED)")
+def test_pictures_that_were_made_to_crash_decoders_fail_alone_and_are_named(
+    service: Service, tmp_path: Path
+) -> None:
+    files = sorted(path for path in ODD_IMAGES.rglob("*") if path.is_file() and path.suffix != ".jsonl")[::9]
+    listed, report = tmp_path / "list.txt", tmp_path / "report.jsonl"
+    listed.write_text("".join(f"{file}\n" for file in files))
+    status = index_add([listed], collection="odd", place=Place(server=service.url), report=report)
+    assert status == 1
+    failed = codes_of(report)
+    assert "internal_error" not in failed.values()
+    with Client(service.url) as client:
+        kept = {item.id for item in client.items("odd")}
+    assert len(kept) + len(failed) == len(files)
+    assert not kept & set(failed)
 
 
 def test_an_address_that_was_named_must_answer(bundle: Path, tmp_path: Path) -> None:
