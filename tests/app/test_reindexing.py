@@ -13,11 +13,12 @@ from app.errors import NothingToReindex, StorageError, UnknownCollection
 from app.inference.blocking import BlockingEngine, Stopped, blocking_engine
 from app.inference.results import ImageEmbedding, ImageFailure
 from app.reindexing import Embed, Progress, Reindex, read_source
-from app.search.collection import Collection, Item
+from app.search.collection import Catalogue, Collection, Item
 from app.search.library import Collections
 from app.thumbnails import make_thumbnail
 from dino_core.bundle import load_bundle
 from tests.app.running import picture, write_tiny_bundle
+from tests.app.search.samples import milvus_collections
 
 OLD = "sha256:old"
 
@@ -56,13 +57,13 @@ def item(photos: Path, number: int, *, version: int = 0, thumbnail: bool = True)
     )
 
 
-def old_collection(catalogue: Collections, items: Sequence[Item]) -> Collection:
+def old_collection(catalogue: Catalogue, items: Sequence[Item]) -> Collection:
     collection = catalogue.create("photos", fingerprint=OLD, dimensions=7)
     collection.upsert(items, fingerprint=OLD)
     return collection
 
 
-def reindex(catalogue: Collections, engine: BlockingEngine, embed: Embed | None = None) -> Reindex:
+def reindex(catalogue: Catalogue, engine: BlockingEngine, embed: Embed | None = None) -> Reindex:
     return Reindex(
         catalogue,
         "photos",
@@ -83,7 +84,7 @@ def all_items(collection: Collection) -> dict[str, Item]:
     return {found.id: found for found in collection.scroll(cursor=None, limit=1_000).items}
 
 
-def assert_made(catalogue: Collections, engine: BlockingEngine, expected: Sequence[Item]) -> None:
+def assert_made(catalogue: Catalogue, engine: BlockingEngine, expected: Sequence[Item]) -> None:
     new = catalogue.get("photos")
     assert (new.fingerprint, new.dimensions) == (engine.model.fingerprint, engine.model.dimensions)
     found = all_items(new)
@@ -191,6 +192,30 @@ def test_what_is_written_meanwhile_joins(
     expected += [item(photos, 1, version=1), item(photos, 38, version=1), item(photos, 51)]
     assert_made(catalogue, engine, expected)
     assert ended.done == ended.of == len(expected)
+
+
+def test_a_search_servers_collection_is_made_anew_as_well(
+    engine: BlockingEngine, photos: Path, milvus_url: str
+) -> None:
+    items = [item(photos, number) for number in range(20)]
+    with milvus_collections(milvus_url) as on_a_server:
+        old = old_collection(on_a_server, items)
+        calls = 0
+
+        def embed(images: Sequence[bytes], stop: threading.Event) -> list[ImageEmbedding | ImageFailure]:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                old.delete(["0000", "0019"])
+                old.upsert([item(photos, 1, version=1)], fingerprint=OLD)
+            return engine.embed(images, stop)
+
+        ended = reindex(on_a_server, engine, embed).run()
+        assert (ended.state, ended.done, ended.of) == ("done", 18, 18)
+        expected = [one for one in items if one.id not in {"0000", "0001", "0019"}]
+        assert_made(on_a_server, engine, [*expected, item(photos, 1, version=1)])
+        assert ended.previous is not None
+        assert on_a_server.get(ended.previous).count() == 18
 
 
 def test_another_thumbnail_of_an_item_without_a_hash_is_noticed(
