@@ -23,8 +23,8 @@ from app.inference.engine import Engine
 from app.lifecycle_command import LIFECYCLE_COMMANDS
 from app.main import create_app
 from app.search.collection import Catalogue
-from app.search.library import Collections
-from app.search.milvus import MilvusCollections
+from app.search.embedded.library import Collections
+from app.search.milvus.library import MilvusCollections
 from app.settings import (
     IndexAddSettings,
     IndexDeleteSettings,

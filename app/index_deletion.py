@@ -12,7 +12,7 @@ from rich.console import Console
 from app.client import Client
 from app.errors import InvalidFilter, UnknownCollection
 from app.search.collection import Json
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from app.settings import SettingsInvalid
 from app.sinks import Place, open_directory, service_at
 

@@ -15,9 +15,9 @@ from urllib.parse import quote
 import httpx
 
 from app.client import Client, path_of
+from app.search.embedded.restoring import Restored
 from app.search.parquet import MEDIA_TYPE
 from app.search.parquet_import import Imported
-from app.search.restoring import Restored
 from app.search.whole_file import whole_file
 
 _CHUNK_BYTES: Final = 2**20

@@ -28,12 +28,12 @@ from app.inference.config import InferenceConfig
 from app.lifecycle_client import LifecycleClient
 from app.reindexing import FailedItem, Reindex
 from app.reindexing import Progress as Reindexing
-from app.search.library import Collections
+from app.search.embedded.library import Collections
+from app.search.embedded.rescue import rescue
+from app.search.embedded.restoring import restore_collection, restore_directory
+from app.search.embedded.snapshot_files import SNAPSHOTS_FOLDER, Snapshots
 from app.search.parquet import export_collection
 from app.search.parquet_import import import_collection
-from app.search.rescue import rescue
-from app.search.restoring import restore_collection, restore_directory
-from app.search.snapshot_files import SNAPSHOTS_FOLDER, Snapshots
 from app.settings import (
     AnySettings,
     IndexExportSettings,

@@ -37,9 +37,9 @@ from app.inference.engine import Engine
 from app.inference.threads import cpu_budget
 from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
-from app.search.library import Collections
-from app.search.reading import ReadingJobs
-from app.search.snapshot_files import SNAPSHOTS_FOLDER, Snapshots
+from app.search.embedded.library import Collections
+from app.search.embedded.snapshot_files import SNAPSHOTS_FOLDER, Snapshots
+from app.search.reading.jobs import ReadingJobs
 from app.settings import Settings
 from app.telemetry import Metrics
 from dino_core.bundle import Manifest

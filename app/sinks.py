@@ -19,7 +19,7 @@ from app.inference.engine import Engine
 from app.inference.results import ImageFailure
 from app.inference.threads import cpu_budget
 from app.search.collection import Catalogue, Collection, Item
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from dino_core.bundle import load_bundle
 
 # Statuses that speak of what is in the request, and not of the service: too large, an item that can't be, or

@@ -29,9 +29,9 @@ import numpy as np
 import numpy.typing as npt
 
 from app.search.collection import Item, Json
-from app.search.embedded import EmbeddedCollection
-from app.search.ivf import Setting
-from app.search.library import Collections
+from app.search.embedded.collection import EmbeddedCollection
+from app.search.embedded.library import Collections
+from app.search.memory.ivf import Setting
 
 ROOT = Path(__file__).parents[1]
 DIMENSIONS = 384

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.search.collection import Collection, Item, Json
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from dino_core.bundle import load_bundle
 
 ROOT = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.search.collection import Collection, Item
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 
 SCALE = int(os.environ.get("SCALE", "100000"))
 DIMENSIONS = 384

@@ -24,9 +24,9 @@ from app.api.reading_schemas import (
 )
 from app.api.schemas import base64_of
 from app.api.state import State, StateDep, in_worker
-from app.search.duplicate_groups import duplicate_page
-from app.search.reading import Look, Result, Wanted
-from app.search.reading_views import cluster_list, map_points
+from app.search.reading.duplicate_groups import duplicate_page
+from app.search.reading.jobs import Look, Result, Wanted
+from app.search.reading.views import cluster_list, map_points
 
 router = APIRouter(prefix="/collections/{name}", tags=["reading"])
 

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.search.duplicate_groups import DEFAULT_THRESHOLD, MIN_THRESHOLD
-from app.search.reading import MAX_CLUSTERS
-from app.search.reading_views import WHOLE_MAP, Box
+from app.search.reading.duplicate_groups import DEFAULT_THRESHOLD, MIN_THRESHOLD
+from app.search.reading.jobs import MAX_CLUSTERS
+from app.search.reading.views import WHOLE_MAP, Box
 
 
 def _is_box(text: str) -> str:

@@ -21,7 +21,8 @@ from pydantic import (
 from app.api.refusals import InvalidParameter
 from app.api.schemas import ImageError, Model, Parameters, json_text
 from app.errors import InvalidVector, TooLarge
-from app.search.ranking import MAX_EXAMPLES, MAX_RESULTS
+from app.search.bounds import MAX_RESULTS
+from app.search.ranking import MAX_EXAMPLES
 
 Include = Literal["metadata", "embedding"]
 

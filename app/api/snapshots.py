@@ -12,8 +12,8 @@ from app.api.lifecycle_schemas import Restore, RestoreAnswer, SnapshotAnswer, Sn
 from app.api.openapi import answer_of, example, json_body_of
 from app.api.schemas import parse
 from app.api.state import StateDep, in_bulk, in_worker
-from app.search.restoring import Restored, restore_collection
-from app.search.snapshot_files import SnapshotInfo
+from app.search.embedded.restoring import Restored, restore_collection
+from app.search.embedded.snapshot_files import SnapshotInfo
 
 router = APIRouter(prefix="/snapshots", tags=["snapshots"])
 

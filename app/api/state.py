@@ -15,8 +15,8 @@ from app.errors import FingerprintMismatch
 from app.inference.engine import Engine
 from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
-from app.search.reading import ReadingJobs
-from app.search.snapshot_files import Snapshots
+from app.search.embedded.snapshot_files import Snapshots
+from app.search.reading.jobs import ReadingJobs
 from app.settings import Settings
 from app.telemetry import Metrics
 from dino_core.bundle import Manifest

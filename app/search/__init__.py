@@ -3,9 +3,11 @@
 Knows nothing of HTTP, images or networks: vectors, ids and metadata come in, ids and cosines go out.
 
     collection.py   the seam: what a collection promises, whatever engine keeps it
-    library.py      the collections of a data directory; embedded.py: one of them
-    store.py        the truth on disk; directory.py: whose directory it is
-    index.py        the search in memory
-    filters.py      the language of filters; filter_sql.py: as SQL
-    rows.py         what may be kept
+    embedded/       the engine inside this process: SQLite is the truth
+    memory/         its search in memory, derived from the store
+    milvus/         the engine on a Milvus server
+    filters.py      the language of filters; rows.py and rules.py: what may be kept and asked
+    ranking.py      likes and dislikes, diversity; grouping.py: the best of each value of a field
+    reading/        a collection as a whole: its map, its duplicates, its clusters
+    parquet.py      collections to files, and parquet_import.py back
 """

@@ -1,7 +1,7 @@
 """The seam of search: what a collection is, whatever engine keeps it.
 
-Callers hold a `Collection` and a `Catalogue`; the engine inside the process (`app.search.library`) is one
-implementation, a cluster is another. What all engines promise:
+Callers hold a `Collection` and a `Catalogue`; the engine inside the process (`app.search.embedded`) is one
+implementation, a cluster (`app.search.milvus`) is another. What all engines promise:
 
 - a score is the cosine similarity, in [-1, 1], higher is nearer; equal scores are in order of id;
 - vectors are normalised by us, so only their direction is kept;
@@ -9,7 +9,7 @@ implementation, a cluster is another. What all engines promise:
 - a call that raises has changed nothing.
 
 What can be computed from candidates (grouping, diversity, likes and dislikes: `app.search.ranking`), from all
-items (`app.search.reading`) or from pages (`app.search.parquet`) belongs above the seam.
+items (`app.search.reading.jobs`) or from pages (`app.search.parquet`) belongs above the seam.
 
 Dimension key: Q queries · D embedding
 """

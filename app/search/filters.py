@@ -1,6 +1,6 @@
 """The language of filters: a small JSON tree over an item's metadata, checked.
 
-`app.search.filter_sql` turns it into SQL; another engine turns the same tree into its own language.
+`app.search.embedded.filter_sql` turns it into SQL; another engine turns the same tree into its own language.
 
     filter    = {"and": [filter, ...]} | {"or": [filter, ...]} | {"not": filter} | condition
     condition = {"field": path, operator: operand, ...}      several operators must all hold

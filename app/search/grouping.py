@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import cast
 
 from app.errors import InvalidFilter, InvalidQuery
+from app.search.bounds import MAX_RESULTS
 from app.search.collection import Json, Neighbour
 from app.search.filters import MAX_CONDITIONS, MAX_DEPTH, Condition, Operator, Scalar, parse_filter
-from app.search.ranking import MAX_RESULTS, Finder, Narrowing, Window
+from app.search.ranking import Finder, Narrowing, Window
 
 _LEAST_CANDIDATES = 64
 _CANDIDATES_EACH = 4  # for each neighbour asked for; most values come up more often than they are wanted

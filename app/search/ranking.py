@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import InvalidQuery, InvalidVector
+from app.search.bounds import MAX_RESULTS, check_window
 from app.search.collection import Collection, Json, Neighbour, Vector
 from app.search.rows import unit_vectors
 
-MAX_RESULTS = 1_000  # what `Collection.search` finds at most
 MAX_EXAMPLES = 64  # likes and dislikes of one query; 64 lists of 1,000 vectors of 384 are 98 MB
 DIVERSE_CANDIDATES = 200
 _QUERIES_WITH_VECTORS = 16  # at once: 16 lists of 1,000 vectors of 384 are 25 MB
@@ -56,11 +56,7 @@ class Window:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.offset < 0 or self.end > MAX_RESULTS:
-            raise InvalidQuery(
-                f"k is {self.k} and offset {self.offset}; k must be at least 1, offset at least 0, and both "
-                f"together at most {MAX_RESULTS:,}. To read everything, list the items page by page"
-            )
+        check_window(k=self.k, offset=self.offset)
 
     @property
     def end(self) -> int:

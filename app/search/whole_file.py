@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.errors import StorageError
-from app.search.directory import sync_directory
+from app.search.embedded.directory import sync_directory
 
 
 @contextlib.contextmanager

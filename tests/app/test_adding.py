@@ -14,7 +14,7 @@ from app.inference.config import InferenceConfig
 from app.inference.engine import Engine
 from app.inference.results import ImageEmbedding, ImageFailure
 from app.search.collection import Collection, Item
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from dino_core.preprocess import ImageLimits
 from tests.app.inference.colours import ColourEmbedder, picture
 

@@ -354,5 +354,6 @@ def test_the_client_needs_no_torch_and_no_web_framework() -> None:
 
 
 def test_search_needs_no_torch_and_no_web_framework() -> None:
-    program = "import sys, app.search.library; sys.exit(any(m in sys.modules for m in ('torch', 'fastapi')))"
+    modules = "('torch', 'fastapi')"
+    program = f"import sys, app.search.embedded.library; sys.exit(any(m in sys.modules for m in {modules}))"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

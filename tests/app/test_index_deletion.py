@@ -13,7 +13,7 @@ from app.client import Client
 from app.errors import InvalidFilter, StorageError, UnknownCollection
 from app.index_deletion import Selection, index_delete
 from app.search.collection import Item
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from app.settings import SettingsInvalid
 from app.sinks import Place
 from tests.app.running import running_service, write_tiny_bundle

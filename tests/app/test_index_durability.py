@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from app.client import Client
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from tests.app.running import ROOT, picture, running_service, write_tiny_bundle
 from tests.app.sources.test_tar import pack
 

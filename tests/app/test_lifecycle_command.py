@@ -15,7 +15,7 @@ from app.cli import main
 from app.client import Client, NoService, ServiceRefused
 from app.lifecycle_client import LifecycleClient
 from app.search.collection import Item
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from tests.app.api.serving import multipart, photo
 from tests.app.running import Service, running_service, write_tiny_bundle
 

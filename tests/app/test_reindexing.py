@@ -14,7 +14,7 @@ from app.inference.blocking import BlockingEngine, Stopped, blocking_engine
 from app.inference.results import ImageEmbedding, ImageFailure
 from app.reindexing import Embed, Progress, Reindex, read_source
 from app.search.collection import Catalogue, Collection, Item
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from app.thumbnails import make_thumbnail
 from dino_core.bundle import load_bundle
 from tests.app.running import picture, write_tiny_bundle

@@ -15,7 +15,7 @@ from app import sinks
 from app.client import Client, Embedded, NoService, ServiceRefused
 from app.errors import DirectoryInUse, FingerprintMismatch, StorageError
 from app.index_command import index_add, index_stats
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from app.sinks import Place, open_sink
 from tests.app.running import ROOT, Service, picture, running_service, write_tiny_bundle
 

@@ -20,7 +20,7 @@ from app.inference.embedder import Embedder
 from app.inference.engine import Engine
 from app.main import create_app
 from app.search.collection import Catalogue
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from app.settings import Settings
 from app.telemetry import Metrics
 from dino_core.bundle import Bundle

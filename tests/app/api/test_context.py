@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.search.collection import CollectionInfo
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from app.telemetry import JsonLines
 from tests.app.api.serving import Api, multipart, photo
 

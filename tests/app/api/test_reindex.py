@@ -11,7 +11,7 @@ import pytest
 
 from app.inference.blocking import BlockingEngine
 from app.inference.results import ImageEmbedding, ImageFailure
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from dino_core.bundle import Bundle
 from tests.app.api.serving import Api, multipart, photo, serving
 from tests.app.running import running_service, write_tiny_bundle

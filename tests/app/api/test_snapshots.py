@@ -7,8 +7,8 @@ import pytest
 
 from app.errors import Unsupported
 from app.search.collection import Catalogue
-from app.search.library import Collections
-from app.search.snapshot_files import SnapshotFile
+from app.search.embedded.library import Collections
+from app.search.embedded.snapshot_files import SnapshotFile
 from dino_core.bundle import Bundle
 from tests.app.api.serving import Api, multipart, photo
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from app.search.collection import Catalogue, Collection
-from app.search.library import Collections
-from app.search.milvus import MilvusCollections
+from app.search.embedded.library import Collections
+from app.search.milvus.library import MilvusCollections
 from tests.app.search.samples import MODEL, D, milvus_collections
 
 ENGINES = ["embedded", "milvus"]

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.search import index, maintenance, upkeep
 from app.search.collection import Item, Json
-from app.search.library import Collections
+from app.search.embedded.collection import upkeep
+from app.search.embedded.library import Collections
+from app.search.memory import index, maintenance
 
 DIMENSIONS = 24
 NAMES = 400

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from app.search.collection import Collection, Item, Vector
-from app.search.library import Collections
-from app.search.reading_spool import Spool, open_spool, write_spool
+from app.search.embedded.library import Collections
+from app.search.reading.spool import Spool, open_spool, write_spool
 
 MODEL = "sha256:model"
 

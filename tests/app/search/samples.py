@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.search.collection import Collection, Item
-from app.search.milvus import MilvusCollections
+from app.search.milvus.library import MilvusCollections
 
 D = 8
 MODEL = "sha256:model"

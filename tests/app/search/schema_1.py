@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from app.search.directory import DATABASE_NAME
+from app.search.embedded.directory import DATABASE_NAME
 
 D = 24
 _SCHEMA_1 = """

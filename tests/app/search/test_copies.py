@@ -8,12 +8,12 @@ import pytest
 
 from app.errors import CollectionExists, SuccessorExists, Unsupported
 from app.search.collection import Catalogue, Collection, Item
-from app.search.library import Collections
-from app.search.milvus import MilvusCollections
+from app.search.embedded.library import Collections
+from app.search.embedded.restoring import restore_collection
+from app.search.embedded.snapshot_files import Snapshots
+from app.search.milvus.library import MilvusCollections
 from app.search.parquet import export_collection
 from app.search.parquet_import import import_collection
-from app.search.restoring import restore_collection
-from app.search.snapshot_files import Snapshots
 
 D = 48
 MODEL = "sha256:copied"

@@ -10,9 +10,9 @@ import pytest
 
 from app.errors import StorageError, UnknownCollection
 from app.search.collection import Item
-from app.search.directory import DATABASE_NAME
-from app.search.embedded import EmbeddedCollection
-from app.search.library import Collections
+from app.search.embedded.collection import EmbeddedCollection
+from app.search.embedded.directory import DATABASE_NAME
+from app.search.embedded.library import Collections
 
 D = 8
 

@@ -9,8 +9,8 @@ import pytest
 
 from app.errors import InvalidFilter, InvalidQuery
 from app.search.collection import Collection, Item, Json, Neighbour
+from app.search.embedded.library import Collections
 from app.search.grouping import Group, Grouping, grouped
-from app.search.library import Collections
 from app.search.ranking import Examples, Finder, Narrowing, Window, best_of, nearest_to
 from tests.references import ranking_loops
 

@@ -18,7 +18,7 @@ import pytest
 
 from app.errors import FingerprintMismatch, InvalidImport, InvalidItem, InvalidVector, NotReady, StorageError
 from app.search.collection import Collection, Item
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from app.search.parquet import Export, export_collection
 from app.search.parquet_import import import_collection
 

@@ -11,7 +11,7 @@ import pytest
 
 from app.errors import InvalidFilter, InvalidQuery, InvalidVector
 from app.search.collection import Collection, Item, Neighbour
-from app.search.library import Collections
+from app.search.embedded.library import Collections
 from app.search.ranking import (
     Examples,
     Narrowing,

@@ -1,0 +1,1 @@
+"""The engine inside this process: SQLite on disk is the truth, memory the search."""

@@ -1,0 +1,1 @@
+"""The search in memory of the engine inside this process: derived from the store, and never the truth."""

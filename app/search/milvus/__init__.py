@@ -1,0 +1,1 @@
+"""The engine on a Milvus server, for collections that outgrow a machine."""
