@@ -97,7 +97,8 @@ class View:
             return rows
         rows = np.searchsorted(known, rids)
         rows = np.minimum(rows, self.size - 1)
-        return rows[known[rows] == rids]
+        found: Rows = rows[known[rows] == rids]
+        return found
 
     def living(self, rows: Rows) -> Rows:
         """Those of some rows that live."""

@@ -5,6 +5,8 @@ A search in codes only chooses candidates; they are compared again in full.
 Dimension key: N rows · D embedding · E turned embedding, a multiple of 16
 """
 
+from typing import Any
+
 import faiss
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ from app.search.products import products
 MAX_CODED_DIMENSIONS = 4_096  # a rotation has D * D numbers: 64 MB here
 _ROWS_AT_ONCE = 4_096
 _SEED = 20_261_123
+_faiss: Any = faiss  # its stubs know neither arrays nor members as arguments
 
 
 class Rotation:
@@ -52,9 +55,9 @@ class Rotation:
         return turned
 
 
-def selector(bits: npt.NDArray[np.uint8]) -> faiss.IDSelectorBitmap:
-    """Lets faiss find only the rows whose bits are set; it keeps the array for as long as it lives."""
-    return faiss.IDSelectorBitmap(bits)
+def only_these(bits: npt.NDArray[np.uint8]) -> dict[str, faiss.IDSelectorBitmap]:
+    """What lets faiss find only the rows whose bits are set; it keeps the array for as long as it lives."""
+    return {"sel": _faiss.IDSelectorBitmap(bits)}
 
 
 class ByteCodes:
@@ -96,7 +99,7 @@ class ByteCodes:
         query_1E = np.round(query_1E * (np.float32(127.0) / np.abs(query_1E).max()))
         parameters = None
         if alive is not None:
-            parameters = faiss.SearchParameters(sel=selector(np.packbits(alive, bitorder="little")))
+            parameters = _faiss.SearchParameters(**only_these(np.packbits(alive, bitorder="little")))
         _, rows_1K = self._index.search(query_1E, min(depth, self._index.ntotal), params=parameters)
         found: npt.NDArray[np.int64] = rows_1K[0]
         return found[found >= 0]

@@ -11,6 +11,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -45,7 +46,16 @@ from app.search.snapshot import Snapshot
 from app.search.store import Store
 
 _OPTIMISTIC_TRIES = 8
+_TEXT_BYTES = 500  # of an item: id, metadata of a few fields, and their index
 _NO_RIDS: Rids = np.empty(0, dtype=np.int64)
+
+
+@dataclass
+class _Commit:
+    """A transaction, and the state that is searched after it; None where nothing changes."""
+
+    connection: sqlite3.Connection
+    prepared: Snapshot | None = None
 
 
 class EmbeddedCollection:
@@ -57,9 +67,8 @@ class EmbeddedCollection:
         self._store = store
         self._index = VectorIndex(row.dimensions)
         self._filters = FilterCache(row.cid, items=store.items, fields=store.fields)
-        # Between a commit and its publication a reader may find either on disk; before it, the last one's.
-        self._announced: Snapshot | None = None
-        self._before: Snapshot | None = None
+        self._item_bytes = 4 * row.dimensions + _TEXT_BYTES
+        store.weights[row.cid] = lambda: self._index.snapshot.alive_count * self._item_bytes
 
     @property
     def name(self) -> str:
@@ -129,12 +138,12 @@ class EmbeddedCollection:
         """Adds or replaces items, all or none; see `Collection.upsert`."""
         refuse_other_model(self.name, expected=self.fingerprint, found=fingerprint)
         checked = check_items(items, dimensions=self.dimensions)
-        with self._committing() as connection:
-            what = changes(connection, self.cid, checked, items=self._store.items)
+        with self._committing() as commit:
+            what = changes(commit.connection, self.cid, checked, items=self._store.items)
             if what.chosen:
-                self._announce(self._write(connection, checked, what))
+                commit.prepared = self._write(commit.connection, checked, what)
             else:
-                self._seq_on_disk(connection)
+                self._seq_on_disk(commit.connection)
         return what.statuses
 
     def _write(self, connection: sqlite3.Connection, checked: CheckedItems, what: Changes) -> Snapshot:
@@ -156,59 +165,53 @@ class EmbeddedCollection:
 
     def delete(self, ids: Sequence[str]) -> int:
         """Deletes items, durably; see `Collection.delete`."""
-        with self._committing() as connection:
-            self._seq_on_disk(connection)
-            return self._delete(connection, self._store.items.rids(connection, self.cid, _storable(ids)))
+        with self._committing() as commit:
+            self._seq_on_disk(commit.connection)
+            rids = self._store.items.rids(commit.connection, self.cid, _storable(ids))
+            return self._delete(commit, rids)
 
     def delete_where(self, filter: Mapping[str, Json]) -> int:
         """Deletes the items whose metadata match, durably; see `Collection.delete_where`."""
         node = parse_filter(filter)
-        with self._committing() as connection:
-            self._seq_on_disk(connection)
+        with self._committing() as commit:
+            self._seq_on_disk(commit.connection)
             snapshot = self._index.snapshot
-            rids = living_rids(snapshot, self._filters.kept(connection, snapshot, node))
-            return self._delete(connection, rids.tolist())
+            rids = living_rids(snapshot, self._filters.kept(commit.connection, snapshot, node))
+            return self._delete(commit, rids.tolist())
 
-    def _delete(self, connection: sqlite3.Connection, rids: list[int]) -> int:
+    def _delete(self, commit: _Commit, rids: list[int]) -> int:
         if rids:
-            seq = self._next_seq(connection)
-            self._store.items.mark_deleted(connection, rids, seq=seq, deleted_at=time.time())
-            self._announce(self._prepared(seq, removed=np.array(rids, dtype=np.int64)))
+            seq = self._next_seq(commit.connection)
+            self._store.items.mark_deleted(commit.connection, rids, seq=seq, deleted_at=time.time())
+            commit.prepared = self._prepared(seq, removed=np.array(rids, dtype=np.int64))
         return len(rids)
 
     def undelete(self, ids: Sequence[str]) -> int:
         """Brings deleted items back, durably; see `Collection.undelete`."""
         since = time.time() - GRACE_S
-        with self._committing() as connection:
-            self._seq_on_disk(connection)
-            items = self._store.items
-            rids = items.deleted_rids(connection, self.cid, _storable(ids), since=since)
+        items = self._store.items
+        with self._committing() as commit:
+            self._seq_on_disk(commit.connection)
+            rids = items.deleted_rids(commit.connection, self.cid, _storable(ids), since=since)
             if rids:
-                seq = self._next_seq(connection)
-                fresh, vectors = items.undelete(connection, rids, seq=seq)
+                seq = self._next_seq(commit.connection)
+                fresh, vectors = items.undelete(commit.connection, rids, seq=seq)
                 vectors_ND = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(-1, self.dimensions)
-                self._announce(
-                    self._prepared(seq, rids=np.array(fresh, dtype=np.int64), vectors_ND=vectors_ND)
+                commit.prepared = self._prepared(
+                    seq, rids=np.array(fresh, dtype=np.int64), vectors_ND=vectors_ND
                 )
         return len(rids)
 
     @contextlib.contextmanager
-    def _committing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction; what is announced in it is found by searches from its commit on, or never."""
+    def _committing(self) -> Iterator[_Commit]:
+        """A transaction; the state that it prepares is found by searches from its commit on, or never."""
         with self._store.writer():
-            try:
-                with self._store.writing() as connection:
-                    yield connection
-                if self._announced is not None:
-                    self._store.acknowledged.note(self.cid, self._announced.seq)
-                    self._before = self._index.snapshot
-                    self._index.publish(self._announced)
-            finally:
-                self._announced = None
-
-    def _announce(self, snapshot: Snapshot) -> None:
-        """Says before the commit what is true after it."""
-        self._announced = snapshot
+            with self._store.writing() as connection:
+                commit = _Commit(connection)
+                yield commit
+            if commit.prepared is not None:
+                self._store.acknowledged.note(self.cid, commit.prepared.seq)
+                self._index.publish(commit.prepared)
 
     def _prepared(
         self,
@@ -337,8 +340,14 @@ class EmbeddedCollection:
             indexed=snapshot.indexed,
             recall=snapshot.recall,
             memory_bytes=snapshot.memory_bytes,
-            disk_bytes=None,
+            disk_bytes=self._disk_bytes(deleted),
         )
+
+    def _disk_bytes(self, deleted: int) -> int:
+        """Its share of the file, as vectors and items of middling size have it."""
+        weights = {cid: items() for cid, items in list(self._store.weights.items())}
+        weights[self.cid] = weights.get(self.cid, 0) + deleted * self._item_bytes
+        return self._store.used_bytes() * weights[self.cid] // max(1, sum(weights.values()))
 
     @contextlib.contextmanager
     def _one_state(self) -> Iterator[tuple[sqlite3.Connection, Snapshot]]:
@@ -346,10 +355,10 @@ class EmbeddedCollection:
         for _ in range(_OPTIMISTIC_TRIES):
             with self._store.reading() as connection:
                 seq = self._seq_on_disk(connection)
-                for snapshot in (self._index.snapshot, self._announced, self._before):
-                    if snapshot is not None and snapshot.seq == seq:
-                        yield connection, snapshot
-                        return
+                snapshot = self._index.at(seq)
+                if snapshot is not None:
+                    yield connection, snapshot
+                    return
         # Writers commit faster than we look: keep them out while both are taken, not while they are searched.
         with contextlib.ExitStack() as stack:
             with self._store.writer():

@@ -14,7 +14,8 @@ look at the whole. Rows are written and erased behind the items, many at a time,
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable
 from typing import Final, TypeAlias
 
 from app.search import blocks
@@ -26,9 +27,13 @@ CUT: Final = 3  # a text longer than `MAX_TEXT`, by its first characters
 OTHER: Final = 4  # a list or an object
 MEMBER: Final = 8  # added to the kind of what is in a list
 MAX_TEXT: Final = 128  # characters
+_ITEMS_A_BREATH: Final = 64
+_BREATH_S: Final = 50e-6
 _MAX_REMEMBERED: Final = 20_000  # paths; keys that are ids make many
 
 Keys: TypeAlias = tuple[str, ...]
+# A collection's cid and a path -> kind, value and rid of each row.
+FieldRows: TypeAlias = dict[tuple[int, Keys], list[tuple[int, int | float | str, int]]]
 
 
 class Fields:
@@ -51,27 +56,30 @@ class Fields:
         ).fetchone()
         return None if row is None else self._remember(cid, keys, int(row[0]))
 
-    def add(self, connection: sqlite3.Connection, items: Iterable[tuple[int, int, str]]) -> None:
-        """Writes the rows of items, of which rids, cids and metadata are given."""
-        rows = []
-        for rid, cid, metadata in items:
-            for keys, kind, value in field_values(json.loads(metadata)):
-                path = self.path(connection, cid, keys)
-                if path is None:
-                    path = self._make(connection, cid, keys)
-                rows.append((path, kind, value, rid))
-        # In order, so that rows of one page follow each other. A list may have a member twice.
-        blocks.insert(connection, "fields (path, kind, value, rid)", sorted(rows), or_ignore=True)
+    def add(self, connection: sqlite3.Connection, rows: FieldRows) -> None:
+        """Writes rows, those that are there already aside."""
+        for (cid, keys), values in rows.items():
+            path = self.path(connection, cid, keys)
+            if path is None:
+                path = self._make(connection, cid, keys)
+            blocks.insert(
+                connection,
+                "fields (path, kind, value, rid)",
+                [(path, *value) for value in values],
+                or_ignore=True,  # a list may have a member twice
+            )
 
-    def erase(self, connection: sqlite3.Connection, items: Iterable[tuple[int, int, str]]) -> None:
-        """Erases the rows of items, of which rids, cids and metadata are given, if there are any."""
-        rows = []
-        for rid, cid, metadata in items:
-            for keys, kind, value in field_values(json.loads(metadata)):
-                path = self.path(connection, cid, keys)
-                if path is not None:
-                    rows.append((path, kind, value, rid))
-        blocks.delete_where(connection, "fields", ("path", "kind", "value", "rid"), sorted(rows))
+    def erase(self, connection: sqlite3.Connection, rows: FieldRows) -> None:
+        """Erases rows, as far as they are there."""
+        for (cid, keys), values in rows.items():
+            path = self.path(connection, cid, keys)
+            if path is not None:
+                blocks.delete_where(
+                    connection,
+                    "fields",
+                    ("path", "kind", "value", "rid"),
+                    [(path, *value) for value in values],
+                )
 
     def erase_collection(self, connection: sqlite3.Connection, cid: int, *, limit: int) -> bool:
         """Erases some rows of a collection, whatever items they are of; False when nothing was left."""
@@ -108,24 +116,36 @@ def _text(keys: Keys) -> str:
     return json.dumps(keys, ensure_ascii=False)
 
 
-def field_values(
-    metadata: dict[str, object], outer: Keys = ()
-) -> Iterator[tuple[Keys, int, int | float | str]]:
-    """Path, kind and value of each row that metadata have."""
+def rows_of(items: Iterable[tuple[int, int, str]]) -> FieldRows:
+    """The rows of items, of which rids, cids and metadata are given; those of a path in order."""
+    rows: FieldRows = {}
+    for number, (rid, cid, metadata) in enumerate(items):
+        if number % _ITEMS_A_BREATH == _ITEMS_A_BREATH - 1:
+            time.sleep(_BREATH_S)  # a search that waits for Python's lock has it now, and not in 5 ms
+        _collect(rows, cid, rid, json.loads(metadata), ())
+    for values in rows.values():
+        values.sort()  # rows of one page follow each other
+    return rows
+
+
+def _collect(rows: FieldRows, cid: int, rid: int, metadata: dict[str, object], outer: Keys) -> None:
     for key, value in metadata.items():
+        if value is None:
+            continue
         keys = (*outer, key)
+        values = rows.get((cid, keys))
+        if values is None:
+            values = rows[cid, keys] = []
         scalar = _scalar(value)
         if scalar is not None:
-            yield keys, *scalar
-        elif isinstance(value, dict):
-            yield keys, OTHER, 0
-            yield from field_values(value, keys)
+            values.append((*scalar, rid))
+            continue
+        values.append((OTHER, 0, rid))
+        if isinstance(value, dict):
+            _collect(rows, cid, rid, value, keys)
         elif isinstance(value, list):
-            yield keys, OTHER, 0
-            for member in value:
-                scalar = _scalar(member)
-                if scalar is not None:
-                    yield keys, MEMBER + scalar[0], scalar[1]
+            members = [scalar for scalar in map(_scalar, value) if scalar is not None]
+            values += [(MEMBER + kind, member, rid) for kind, member in members]
 
 
 def _scalar(value: object) -> tuple[int, int | float | str] | None:

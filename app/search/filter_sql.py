@@ -31,7 +31,7 @@ class Kept:
 
     def of(self, everything: Rids) -> Rids:
         """The rids it keeps of all that there are, rising."""
-        return _without(everything, self.rids) if self.is_complement else self.rids
+        return without(everything, self.rids) if self.is_complement else self.rids
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _kept_by_condition(connection: sqlite3.Connection, path: int | None, conditi
             return Kept(_read(connection, path, [has_value]), is_complement=condition.operand is False)
         case "ne":
             having = _read(connection, path, [has_value])
-            return Kept(_without(having, _read(connection, path, list(ranges(condition)))))
+            return Kept(without(having, _read(connection, path, list(ranges(condition)))))
         case _:
             return Kept(_read(connection, path, list(ranges(condition))))
 
@@ -80,7 +80,7 @@ def _read(connection: sqlite3.Connection, path: int | None, parts: Sequence[SqlR
         ).fetchone()
         if text is not None:
             found.append(np.fromstring(text, dtype=np.int64, sep=","))
-    return np.unique(np.concatenate(found)) if found else _NO_RIDS
+    return np.sort(np.concatenate(found)) if found else _NO_RIDS  # no rid is in two: a field has one value
 
 
 def ranges(condition: Condition) -> Iterator[SqlRange]:
@@ -163,11 +163,12 @@ def _others(kept: Kept) -> Kept:
 
 def _both(left: Kept, right: Kept) -> Kept:
     if left.is_complement and right.is_complement:
-        return Kept(np.union1d(left.rids, right.rids), is_complement=True)
+        more = without(right.rids, left.rids)
+        return Kept(np.sort(np.concatenate([left.rids, more])), is_complement=True)
     if left.is_complement:
-        return Kept(_without(right.rids, left.rids))
+        return Kept(without(right.rids, left.rids))
     if right.is_complement:
-        return Kept(_without(left.rids, right.rids))
+        return Kept(without(left.rids, right.rids))
     few, many = sorted((left.rids, right.rids), key=len)
     return Kept(few[is_in(few, many)])
 
@@ -176,7 +177,8 @@ def _either(left: Kept, right: Kept) -> Kept:
     return _others(_both(_others(left), _others(right)))
 
 
-def _without(rids: Rids, others: Rids) -> Rids:
+def without(rids: Rids, others: Rids) -> Rids:
+    """The rids that aren't among others, both rising."""
     if len(others) < len(rids) // 8:
         return np.delete(rids, np.searchsorted(rids, others[is_in(others, rids)]))
     return rids[~is_in(rids, others)]

@@ -10,7 +10,7 @@ Dimension key: N rows · D embedding
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,15 @@ DEAD_SHARE_TO_COMPACT = 0.2
 _ROWS_AT_ONCE = 4_096
 
 
+@dataclass(frozen=True)
+class _States:
+    """The newest state, the one before it, and one whose commit may be under way."""
+
+    newest: Snapshot
+    before: Snapshot | None
+    prepared: Snapshot | None
+
+
 class VectorIndex:
     """The newest snapshot. One writer at a time; any number of readers.
 
@@ -36,14 +45,24 @@ class VectorIndex:
         self._dimensions = dimensions
         self.on_change: Callable[[], object] = _nobody
         self._rotation: Rotation | None = None
-        self._snapshot = Snapshot(
-            seq=0, dimensions=dimensions, views=(), firsts=NO_ROWS, ivf=None, alive_count=0
-        )
+        nothing = Snapshot(seq=0, dimensions=dimensions, views=(), firsts=NO_ROWS, ivf=None, alive_count=0)
+        self._states = _States(nothing, None, None)
 
     @property
     def snapshot(self) -> Snapshot:
         """The state that searches see."""
-        return self._snapshot
+        return self._states.newest
+
+    def at(self, seq: int) -> Snapshot | None:
+        """The state after a commit that the disk shows; None where it is too old, by two commits.
+
+        A prepared state may be seen, too, once the disk shows its commit: so nobody waits for its publishing.
+        """
+        states = self._states
+        for snapshot in (states.newest, states.before, states.prepared):
+            if snapshot is not None and snapshot.seq == seq:
+                return snapshot
+        return None
 
     @property
     def can_code(self) -> bool:
@@ -59,11 +78,13 @@ class VectorIndex:
 
     def publish(self, snapshot: Snapshot) -> None:
         """Lets searches see a prepared state. Cannot fail, so it may follow a commit."""
-        self._snapshot = snapshot
+        newest = self._states.newest
+        # What the background replaced is let go at once: it may hold much memory.
+        self._states = _States(snapshot, newest if snapshot.seq != newest.seq else None, None)
         self.on_change()
 
     def prepare(self, *, seq: int, rids: Rows, vectors_ND: Vector, removed: Rows) -> Snapshot:
-        """Makes the next state, which nobody sees until it is published, and which may be forgotten.
+        """Makes the next state, which nobody sees before its commit, and which may be forgotten.
 
         Args:
             seq: The commit it will be the state after.
@@ -71,7 +92,7 @@ class VectorIndex:
             vectors_ND: float32, normalised.
             removed: Rids that die; unknown ones are passed over.
         """
-        before = self._snapshot
+        before = self._states.newest
         views, ivf = before.views, before.ivf
         if len(removed):
             removed = np.sort(removed)
@@ -79,7 +100,7 @@ class VectorIndex:
             ivf = None if ivf is None else ivf.without(removed)
         views = appended(views, rids, vectors_ND)
         firsts = before.firsts if len(views) == len(before.views) else _firsts(views)
-        return Snapshot(
+        prepared = Snapshot(
             seq=seq,
             dimensions=self._dimensions,
             views=views,
@@ -87,6 +108,8 @@ class VectorIndex:
             ivf=ivf,
             alive_count=sum(view.alive_count for view in views),
         )
+        self._states = replace(self._states, prepared=prepared)
+        return prepared
 
     # What the background does; `app.search.maintenance` says when.
 
@@ -96,7 +119,7 @@ class VectorIndex:
         Raises:
             ValueError: The IVF is not of these rows.
         """
-        now = self._snapshot
+        now = self._states.newest
         if ivf is None:
             return replace(now, ivf=None)
         view = view_of(ivf, now.views)
@@ -107,7 +130,7 @@ class VectorIndex:
 
     def with_settings(self, settings: tuple[Setting, ...], *, rows: int) -> Snapshot:
         """The newest state with other settings of its IVF, which were measured with so many rows."""
-        now = self._snapshot
+        now = self._states.newest
         if now.ivf is None:
             return now
         return replace(now, ivf=replace(now.ivf, ivf=now.ivf.ivf.retuned(settings, rows=rows)))
@@ -119,7 +142,7 @@ class VectorIndex:
             run: The views as they were copied.
             copy: From `copied`. What died or came since is made up for.
         """
-        now = self._snapshot
+        now = self._states.newest
         start = next(number for number, view in enumerate(now.views) if view.chunk is run[0].chunk)
         stop = start + len(run)
         for then, view in zip(run, now.views[start:stop], strict=True):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from app.search import blocks
 from app.search.collection import Vector
 from app.search.directory import Damage
-from app.search.fields import Fields
+from app.search.fields import FieldRows, Fields, rows_of
 from app.search.registry import CollectionRow
 
 _ROWS_AT_ONCE = 4_096
@@ -59,6 +59,34 @@ class NewItem:
     source: str | None
     vector: bytes
     thumbnail: bytes | None
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What the index of filters lacks, and what it has too much.
+
+    Attributes:
+        indexed: Up to which rid it was written when this was read.
+        reached: Up to which it will be.
+        new: Rids of items to write.
+        new_rows: Their rows.
+        garbage: Rids of what updates replaced.
+        garbage_rows: Their rows, which may be there or not.
+        is_all: Whether nothing is left after it.
+    """
+
+    indexed: int
+    reached: int
+    new: list[int]
+    new_rows: FieldRows
+    garbage: list[int]
+    garbage_rows: FieldRows
+    is_all: bool
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.reached == self.indexed and not self.garbage
 
 
 class Items:
@@ -290,34 +318,50 @@ class Items:
         (rid,) = connection.execute("SELECT value FROM state WHERE name = 'indexed'").fetchone()
         return int(rid)
 
-    def index_some(self, connection: sqlite3.Connection, *, limit: int) -> int:
-        """Writes the index of filters for the next items; hold the writer.
+    def read_behind(self, connection: sqlite3.Connection, *, limit: int) -> Behind:
+        """Reads what is to be done next for the index of filters, for so many items at most.
 
-        Returns:
-            How many rids are left.
+        Args:
+            connection: In a transaction, which need not be the writer's.
+            limit: How many items at most.
         """
         indexed = self.indexed(connection)
-        rows = connection.execute(
+        new = connection.execute(
             "SELECT rid, cid, metadata FROM items WHERE rid > ? ORDER BY rid LIMIT ?", (indexed, limit)
         ).fetchall()
-        reached = rows[-1][0] if len(rows) == limit else self._last_rid
-        if reached > indexed:
-            self._fields.add(connection, rows)
-            connection.execute("UPDATE state SET value = ? WHERE name = 'indexed'", (reached,))
-        return self._last_rid - reached
-
-    def erase_garbage(self, connection: sqlite3.Connection, *, limit: int) -> int:
-        """Erases some of what updates replaced.
-
-        Returns:
-            How many items it was of.
-        """
-        rows = connection.execute(
+        garbage = connection.execute(
             "SELECT rid, cid, metadata FROM garbage ORDER BY rid LIMIT ?", (limit,)
         ).fetchall()
-        if rows:
-            self._erase(connection, rows, tables=("vectors", "thumbnails", "garbage"))
-        return len(rows)
+        (last,) = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'items'").fetchone()
+        reached = new[-1][0] if len(new) == limit else max(indexed, last or 0)
+        return Behind(
+            indexed,
+            reached,
+            [rid for rid, _, _ in new],
+            rows_of(new),
+            [rid for rid, _, _ in garbage],
+            rows_of(garbage),
+            is_all=len(new) < limit and len(garbage) < limit,
+        )
+
+    def catch_up(self, connection: sqlite3.Connection, behind: Behind) -> None:
+        """Writes the index of filters, and erases what updates replaced."""
+        if behind.indexed != self.indexed(connection):
+            return  # somebody else has done it meanwhile
+        there = connection.execute(
+            "SELECT rid FROM items WHERE rid IN (SELECT value FROM json_each(?))", (json.dumps(behind.new),)
+        ).fetchall()
+        if len(there) < len(behind.new):
+            left = {rid for (rid,) in there}
+            for values in behind.new_rows.values():
+                values[:] = [value for value in values if value[2] in left]
+        self._fields.add(connection, behind.new_rows)
+        if behind.reached > behind.indexed:
+            connection.execute("UPDATE state SET value = ? WHERE name = 'indexed'", (behind.reached,))
+        if behind.garbage:
+            self._erase(
+                connection, behind.garbage, behind.garbage_rows, tables=("vectors", "thumbnails", "garbage")
+            )
 
     def erase_deleted(self, connection: sqlite3.Connection, *, before: float, limit: int) -> int:
         """Erases some of what was deleted before a time, in seconds since 1970.
@@ -330,19 +374,21 @@ class Items:
             (before, limit),
         ).fetchall()
         if rows:
-            self._erase(connection, rows, tables=("vectors", "thumbnails", "items"))
+            rids = [rid for rid, _, _ in rows]
+            self._erase(connection, rids, rows_of(rows), tables=("vectors", "thumbnails", "items"))
         return len(rows)
 
     def _erase(
         self,
         connection: sqlite3.Connection,
-        items: Sequence[tuple[int, int, str]],
+        rids: Sequence[int],
+        rows: FieldRows,
         *,
         tables: Sequence[str],
     ) -> None:
         for table in tables:
-            self._delete(connection, table, [rid for rid, _, _ in items])
-        self._fields.erase(connection, items)
+            self._delete(connection, table, rids)
+        self._fields.erase(connection, rows)
 
     def _delete(self, connection: sqlite3.Connection, table: str, rids: Iterable[int]) -> None:
         connection.execute(
@@ -392,7 +438,10 @@ def _living_rids(connection: sqlite3.Connection, cid: int) -> npt.NDArray[np.int
             ).fetchone(),
         )
     )
-    return np.setdiff1d(everything, deleted)  # sorts
+    everything.sort()
+    deleted.sort()
+    kept: npt.NDArray[np.int64] = everything[~np.isin(everything, deleted, kind="sort")]
+    return kept
 
 
 def _vectors_of_block(

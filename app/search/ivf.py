@@ -11,15 +11,18 @@ Dimension key: N rows · D embedding · E turned embedding
 
 import functools
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
 from app.search.chunks import NO_ROWS, Rows, View
-from app.search.codes import Rotation, selector
+from app.search.codes import Rotation, only_these
 from app.search.collection import Vector
 from app.search.rowset import Bits, SlotFilter
+
+_faiss: Any = faiss  # its stubs don't know members as arguments
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,11 @@ class Ivf:
     def list_of_slot(self) -> npt.NDArray[np.int32]:
         """int32 [slots]: made when a filter first wants it."""
         lists = np.empty(len(self.rids), dtype=np.int32)
+        inverted: Any = self.index.invlists
         for number in range(self.lists):
-            size = self.index.invlists.list_size(number)
+            size = inverted.list_size(number)
             if size:
-                ids = faiss.rev_swig_ptr(self.index.invlists.get_ids(number), size)
+                ids = faiss.rev_swig_ptr(inverted.get_ids(number), size)
                 lists[ids] = number
         return lists
 
@@ -147,7 +151,8 @@ class IvfView:
             return NO_ROWS
         query_1E = self.ivf.rotation.of_one(query_D)[None]
         slots = np.sort(self.slots_near(query_1E, probes=probes, depth=depth, chosen=chosen)[0])
-        return self.ivf.rids[slots[np.searchsorted(slots, 0) :]]
+        rids: Rows = self.ivf.rids[slots[np.searchsorted(slots, 0) :]]
+        return rids
 
     def slots_near(
         self, queries_QE: Vector, *, probes: int, depth: int, chosen: SlotFilter | None = None
@@ -175,12 +180,13 @@ class IvfView:
 
 
 def _parameters(probes: int, slot_bits: Bits | None, list_bits: Bits | None) -> faiss.SearchParametersIVF:
-    words = {"nprobe": probes}
+    words: dict[str, Any] = {"nprobe": probes}
     if slot_bits is not None:
-        words["sel"] = selector(slot_bits)
+        words |= only_these(slot_bits)
     if list_bits is not None:
-        words["quantizer_params"] = faiss.SearchParameters(sel=selector(list_bits))
-    return faiss.SearchParametersIVF(**words)
+        words["quantizer_params"] = _faiss.SearchParameters(**only_these(list_bits))
+    parameters: faiss.SearchParametersIVF = _faiss.SearchParametersIVF(**words)
+    return parameters
 
 
 def marks_of(rids: Rows, vectors_ND: Vector, rows: Rows) -> Vector:

@@ -18,15 +18,13 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
-from app.search.chunks import Rows
 from app.search.codes import Rotation
-from app.search.collection import Vector
 from app.search.ivf import Ivf, Setting, marks_of
 from app.search.snapshot import Snapshot
 
@@ -47,7 +45,12 @@ def write_ivf(path: Path, ivf: Ivf, *, key: str) -> None:
     Raises:
         OSError: It can't be written.
     """
-    arrays = [ivf.rids, ivf.marks, ivf.rotation.matrix_ED, faiss.serialize_index(ivf.index)]
+    arrays: list[npt.NDArray[Any]] = [
+        ivf.rids,
+        ivf.marks,
+        ivf.rotation.matrix_ED,
+        faiss.serialize_index(ivf.index),
+    ]
     header = {
         "key": key,
         "trained_rows": ivf.trained_rows,
@@ -105,21 +108,21 @@ def _parsed(content: memoryview, snapshot: Snapshot, *, key: str) -> Ivf:
     header = json.loads(bytes(body[start:end]))
     if header["key"] != key:
         raise _Unusable("it is another collection's")
-    arrays: list[npt.NDArray[np.generic]] = []
+    arrays: list[npt.NDArray[Any]] = []
     for dtype, shape in header["arrays"]:
         count = int(np.prod(shape))
         arrays.append(np.frombuffer(body, dtype=dtype, count=count, offset=end).reshape(shape))
         end += arrays[-1].nbytes
     rids, marks, matrix, index = arrays
     try:
-        loaded = faiss.deserialize_index(index)
+        loaded = cast(faiss.IndexIVFRaBitQFastScan, faiss.deserialize_index(index))
     except RuntimeError as error:  # another version of faiss may not know it
         raise _Unusable("faiss can't read it") from error
     ivf = Ivf(
         index=loaded,
-        rids=cast(Rows, rids.copy()),  # a copy, as all others: or the whole file would stay in memory
-        marks=cast(Vector, marks.copy()),
-        rotation=Rotation(cast(Vector, matrix.copy())),
+        rids=rids.copy(),  # a copy, as all others: or the whole file would stay in memory
+        marks=marks.copy(),
+        rotation=Rotation(matrix.copy()),
         trained_rows=header["trained_rows"],
         settings=tuple(Setting(*words) for words in header["settings"]),
         tuned_rows=header["tuned_rows"],

@@ -188,6 +188,7 @@ class Collections:
             self._store.acknowledged.clear()
         for collection in dropped:
             self._maintenance.forget(collection.cid)
+            self._store.weights.pop(collection.cid, None)
         self._store.erase_soon()
 
     # Aliases

@@ -6,6 +6,8 @@ for whatever else computes. faiss gives the interpreter's lock back meanwhile.
 Dimension key: N rows · Q queries · D embedding
 """
 
+from typing import Any
+
 import faiss
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ import numpy.typing as npt
 from app.search.collection import Vector
 
 Rows = npt.NDArray[np.int64]
+_faiss: Any = faiss  # its stubs lack these functions
 
 
 def products(vectors_ND: Vector, query_D: Vector) -> Vector:
@@ -25,7 +28,7 @@ def products(vectors_ND: Vector, query_D: Vector) -> Vector:
     rows, dimensions = vectors_ND.shape
     out_N = np.empty(rows, dtype=np.float32)
     if rows:
-        faiss.fvec_inner_products_ny(
+        _faiss.fvec_inner_products_ny(
             faiss.swig_ptr(out_N), faiss.swig_ptr(query_D), faiss.swig_ptr(vectors_ND), dimensions, rows
         )
     return out_N
@@ -41,7 +44,7 @@ def products_at(vectors_ND: Vector, rows_M: Rows, query_D: Vector) -> Vector:
     """
     out_M = np.empty(len(rows_M), dtype=np.float32)
     if len(rows_M):
-        faiss.fvec_inner_products_by_idx(
+        _faiss.fvec_inner_products_by_idx(
             faiss.swig_ptr(out_M),
             faiss.swig_ptr(query_D),
             faiss.swig_ptr(vectors_ND),

@@ -22,6 +22,7 @@ MAX_SOURCE_BYTES = 4_096
 MAX_THUMBNAIL_BYTES = 256 * 1024
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SHA256 = re.compile("[0-9a-f]{64}")
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _metadata_text(metadata: object, *, where: str) -> str:
     if not isinstance(metadata, dict):
         raise InvalidItem(f"the metadata of {where} must be a JSON object")
     _check_json(metadata, where=where, depth=1)
-    text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    text = _ENCODER.encode(metadata)
     size = len(text.encode())
     if size > MAX_METADATA_BYTES:
         raise InvalidItem(

@@ -256,11 +256,12 @@ def _compare(view: View, rows_N: Rows, pools: list[Pool], *, start: int = 0) -> 
         pools[0].add(view, rows_N, scores_N)
         return
     if len(rows_N) < _COPY_BELOW_SHARE * len(vectors_MD):
-        vectors_MD, picked = view.chunk.vectors[rows_N], slice(None)
+        vectors_MD, picked_N = view.chunk.vectors[rows_N], None
     else:
-        picked = slice(None) if len(rows_N) == len(vectors_MD) else rows_N - start
+        picked_N = None if len(rows_N) == len(vectors_MD) else rows_N - start
     for first in range(0, len(pools), QUERIES_AT_ONCE):
         block = pools[first : first + QUERIES_AT_ONCE]
         scores_MQ = vectors_MD @ np.stack([pool.query_D for pool in block]).T
         for query, pool in enumerate(block):
-            pool.add(view, rows_N, scores_MQ[:, query][picked])
+            scores_M = scores_MQ[:, query]
+            pool.add(view, rows_N, scores_M if picked_N is None else scores_M[picked_N])

@@ -10,7 +10,7 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +37,8 @@ class Store:
     Attributes:
         fields: The index of filters.
         items: SQL on items.
+        acknowledged: The last write that was acknowledged.
+        weights: How many bytes the items of each collection have, about: by cid.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,6 +51,7 @@ class Store:
         has_journal = journal.exists() and journal.stat().st_size > 0
         self._writer = self._connect(cache_kib=_WRITER_CACHE_KIB)
         self.fields = Fields()
+        self.weights: dict[int, Callable[[], int]] = {}
         self.acknowledged = Acknowledged(path.parent)
         try:
             with storage_errors():

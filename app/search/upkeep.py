@@ -15,25 +15,27 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from app.errors import StorageError
 from app.search.collection import GRACE_S
-from app.search.items import Items
+from app.search.items import Behind, Items
 
+_Left = TypeVar("_Left", bool, int)
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S: Final = 0.1
-INDEX_AT_ONCE: Final = 2_000  # items: about 40 ms
-MAX_BEHIND: Final = 8_000  # items; above that a writer does it itself
-ERASE_AT_ONCE: Final = 500
+LOOK_EVERY_S = 0.1
+INDEX_AT_ONCE = 2_000  # items: about 40 ms
+MAX_BEHIND = 8_000  # items; above that a writer does it itself
+ERASE_AT_ONCE = 500
 _ERASE_EVERY_S: Final = 600.0
-JOURNAL_PAGES: Final = 8_192  # 64 MB: above that the writer waits for the rest of a checkpoint
+JOURNAL_PAGES = 8_192  # 64 MB: above that the writer waits for the rest of a checkpoint
 
 
 class _Store(Protocol):
     items: Items
 
+    def reading(self) -> contextlib.AbstractContextManager[sqlite3.Connection]: ...
     def transaction(self) -> contextlib.AbstractContextManager[sqlite3.Connection]: ...
     def writer(self) -> contextlib.AbstractContextManager[None]: ...
     def checkpoint(self) -> int: ...
@@ -118,14 +120,21 @@ class Upkeep:
                 return commits == self._commits
         return False
 
-    def _index_some(self) -> int:
+    def _index_some(self) -> bool:
+        """One step, most of it without keeping writers out; False where nothing is left."""
+        with self._store.reading() as connection:
+            behind = self._store.items.read_behind(connection, limit=INDEX_AT_ONCE)
+        self._write(behind)
+        return not behind.is_all
+
+    def _write(self, behind: Behind) -> None:
+        if behind.is_empty:
+            return
         items = self._store.items
         with self._store.transaction() as connection:
-            behind = items.index_some(connection, limit=INDEX_AT_ONCE)
-            erased = items.erase_garbage(connection, limit=INDEX_AT_ONCE)
+            items.catch_up(connection, behind)
             indexed = items.indexed(connection)
         self._indexed = indexed
-        return behind + erased
 
     def _checkpoint(self) -> None:
         if self._store.checkpoint() > JOURNAL_PAGES:
@@ -145,7 +154,7 @@ class Upkeep:
                 connection, limit=ERASE_AT_ONCE
             )
 
-    def _paced(self, step: Callable[[], int]) -> int:
+    def _paced(self, step: Callable[[], _Left]) -> _Left:
         """Does something, and leaves as much time to the others."""
         began = time.monotonic()
         left = step()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.search import index, maintenance, upkeep
-from app.search.collection import Item
+from app.search.collection import Item, Json
 from app.search.library import Collections
 
 DIMENSIONS = 24
@@ -34,7 +34,7 @@ def vector_of(name: str, version: int) -> npt.NDArray[np.float32]:
 
 def item_of(name: str, version: int) -> Item:
     """The item that is written."""
-    metadata = {"version": version, "name": name, "tags": [name[:1], name[-1:]]}
+    metadata: dict[str, Json] = {"version": version, "name": name, "tags": [name[:1], name[-1:]]}
     return Item(id=name, vector=vector_of(name, version), metadata=metadata, thumbnail=THUMBNAIL)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from app.errors import InvalidFilter
 from app.search import matching as one_by_one
 from app.search import schema
-from app.search.fields import MAX_TEXT, Fields
+from app.search.fields import MAX_TEXT, Fields, rows_of
 from app.search.filter_sql import kept_by, ranges
 from app.search.filters import OPERATORS, Condition, parse_filter
 
@@ -115,18 +115,18 @@ class Asked:
                 "INSERT INTO items (rid, cid, id, seq, metadata, sha256) VALUES (?, ?, 'x', 1, ?, '')",
                 (rid, cid, text),
             )
-            self.fields.add(self.connection, [(rid, cid, text)])
+            self.fields.add(self.connection, rows_of([(rid, cid, text)]))
 
     def keeps(self, tree: dict[str, Any]) -> bool:
         kept = kept_by(self.connection, 1, parse_filter(tree), fields=self.fields)
         rids = kept.of(np.array([7], dtype=np.int64)).tolist()
         assert rids in ([], [7])
-        return rids == [7]
+        return bool(rids)
 
     def close(self) -> None:
         """Erasing the items must leave nothing in the index."""
         for rid, cid, text in self.connection.execute("SELECT rid, cid, metadata FROM items").fetchall():
-            self.fields.erase(self.connection, [(rid, cid, text)])
+            self.fields.erase(self.connection, rows_of([(rid, cid, text)]))
         assert self.connection.execute("SELECT count(*) FROM fields").fetchone() == (0,)
         self.connection.close()
 

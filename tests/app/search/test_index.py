@@ -181,6 +181,25 @@ def compact(index: VectorIndex) -> None:
         index.publish(index.compacted(run, copied(run, is_last=is_last)))
 
 
+def test_the_states_around_the_newest_are_there_for_who_reads_the_disk_meanwhile() -> None:
+    vectors = random_units(30, seed=23)
+    index = VectorIndex(D)
+    add(index, vectors[:10], first_rid=0)
+    add(index, vectors[10:20], first_rid=10)
+    prepared = index.prepare(seq=3, rids=rids(20), vectors_ND=vectors[20:21], removed=rids())
+    assert index.snapshot.seq == 2
+    assert [index.at(seq) is not None for seq in range(5)] == [False, True, True, True, False]
+    assert index.at(3) is prepared
+    again = index.prepare(seq=3, rids=rids(21), vectors_ND=vectors[21:22], removed=rids(0))
+    assert index.at(3) is again
+    index.publish(again)
+    assert index.at(2) is not None
+    assert index.at(1) is None
+    index.publish(index.with_ivf(None))
+    assert index.at(3) is index.snapshot
+    assert index.at(2) is None, "it may hold what the background has just replaced"
+
+
 def test_the_dead_leave_memory_when_they_are_many() -> None:
     vectors = random_units(5_000, seed=9)
     index = VectorIndex(D)

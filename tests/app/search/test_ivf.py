@@ -268,13 +268,15 @@ def test_lists_that_nobody_chooses_begin_again() -> None:
 
 def test_what_is_no_longer_wanted_is_given_up(made: Made) -> None:
     views = made.index().snapshot.views
+    view = view_of(made.ivf, views)
+    assert view is not None
     asked = iter([False] * 5 + [True] * 1_000)
     with pytest.raises(GivenUp):
         built(views, made.ivf.rotation, stopped=lambda: next(asked))
     for work in (
         lambda: extended(made.ivf, views, start=(0, 0), stopped=lambda: True),
         lambda: refilled(made.ivf, views, stopped=lambda: True),
-        lambda: tuned(view_of(made.ivf, views), views, stopped=lambda: True),
+        lambda: tuned(view, views, stopped=lambda: True),
     ):
         with pytest.raises(GivenUp):
             work()

@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from app.errors import DirectoryInUse, StorageError
@@ -17,7 +18,7 @@ D = 64
 PAGE = 8_192
 
 
-def vector_of(number: int) -> np.ndarray:
+def vector_of(number: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(number).normal(size=D).astype(np.float32)
 
 
@@ -40,7 +41,7 @@ def fill(directory: Path, *, count: int = 2_000) -> Path:
         collections.create("empty", fingerprint="g", dimensions=3)
         collections.set_alias("current", "main")
         successor = collections.begin_successor("main", fingerprint="new", dimensions=2)
-        successor.upsert([Item(id="a", vector=np.ones(2), metadata={})], fingerprint="new")
+        successor.upsert([Item(id="a", vector=np.ones(2, dtype=np.float32), metadata={})], fingerprint="new")
     return directory / DATABASE_NAME
 
 
