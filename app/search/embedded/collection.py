@@ -31,8 +31,8 @@ from app.search.collection import (
     UpsertStatus,
     Vector,
 )
+from app.search.embedded import registry
 from app.search.embedded.changes import Changes, changes
-from app.search.embedded.collection import registry
 from app.search.embedded.filter_cache import FilterCache, living_rids
 from app.search.embedded.filter_sql import Rids
 from app.search.embedded.items import StoredItem

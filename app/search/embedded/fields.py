@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable
 from typing import Final, TypeAlias
 
-from app.search.embedded.collection import blocks
+from app.search.embedded import blocks
 
 NUMBER: Final = 0
 TEXT: Final = 1

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.search.collection import Vector
-from app.search.embedded.collection import blocks
+from app.search.embedded import blocks
 from app.search.embedded.directory import Damage
 from app.search.embedded.fields import FieldRows, Fields, rows_of
 from app.search.embedded.registry import CollectionRow

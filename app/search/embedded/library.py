@@ -16,8 +16,9 @@ from app.errors import (
     UnknownCollection,
 )
 from app.search.collection import CollectionInfo, SuccessorInfo
+from app.search.embedded import registry
 from app.search.embedded.acknowledged import FILE_NAME as ACKNOWLEDGED_NAME
-from app.search.embedded.collection import EmbeddedCollection, registry
+from app.search.embedded.collection import EmbeddedCollection
 from app.search.embedded.directory import (
     DATABASE_NAME,
     is_damage,

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.search.collection import Item, Json
-from app.search.embedded.collection import upkeep
+from app.search.embedded import upkeep
 from app.search.embedded.library import Collections
 from app.search.memory import index, maintenance
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.errors import InvalidFilter
 from app.search import matching as one_by_one
-from app.search.embedded.collection import schema
+from app.search.embedded import schema
 from app.search.embedded.fields import MAX_TEXT, Fields, rows_of
 from app.search.embedded.filter_sql import kept_by, ranges
 from app.search.filters import OPERATORS, Condition, parse_filter

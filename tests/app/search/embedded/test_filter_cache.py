@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from app.search.collection import Item
-from app.search.embedded.collection import EmbeddedCollection, filter_cache
+from app.search.embedded import filter_cache
+from app.search.embedded.collection import EmbeddedCollection
 from app.search.embedded.library import Collections
 
 D = 8

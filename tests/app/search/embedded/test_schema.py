@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app.search.collection import Item
-from app.search.embedded.collection import schema
+from app.search.embedded import schema
 from app.search.embedded.directory import DATABASE_NAME
 from app.search.embedded.library import Collections
 from tests.app.search.schema_1 import D, fill_schema_1

@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import StorageError
 from app.search.collection import Item
-from app.search.embedded.collection import registry
+from app.search.embedded import registry
 from app.search.embedded.directory import prepare_database
 from app.search.embedded.items import KnownItem, NewItem
 from app.search.embedded.library import Collections

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from app.search.collection import Item
-from app.search.embedded.collection import upkeep
+from app.search.embedded import upkeep
 from app.search.embedded.directory import DATABASE_NAME
 from app.search.embedded.library import Collections
 

@@ -21,9 +21,9 @@ from app.errors import (
 )
 from app.search.bounds import Bounds
 from app.search.collection import Item
+from app.search.milvus import search as milvus_search
+from app.search.milvus import table as milvus_table
 from app.search.milvus.library import MilvusCollections
-from app.search.milvus.library import search as milvus_search
-from app.search.milvus.library import table as milvus_table
 from app.search.milvus.rows import MAX_THUMBNAIL_BYTES
 from app.search.milvus.search import Wanted, compare_all, cosines, nearest
 from tests.app.milvus_server import running_milvus

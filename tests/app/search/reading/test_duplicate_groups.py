@@ -7,10 +7,11 @@ import pytest
 from app.errors import InvalidQuery
 from app.search.collection import Collection, Item, Json, Vector
 from app.search.embedded.library import Collections
+from app.search.reading import duplicate_groups
 from app.search.reading.duplicate_groups import DuplicatePage, duplicate_page
 from app.search.reading.duplicates import duplicate_links
 from app.search.reading.file import Kept
-from app.search.reading.jobs import Result, duplicate_groups
+from app.search.reading.jobs import Result
 from app.search.reading.spool import open_spool, write_spool
 from tests.app.search.planted import MODEL, at_cosine, directions, ignore
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from app.search.collection import Vector
+from app.search.reading import duplicates, neighbours
 from app.search.reading.duplicates import LINKS_PER_ITEM, duplicate_links
-from app.search.reading.jobs import duplicates, neighbours
 from tests.app.search.planted import at_cosine, directions, ignore, spool_of
 
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from app.search.reading import file as reading_file
 from app.search.reading.file import Array, DamagedReading, Ids, read_kept, write_kept
-from app.search.reading.jobs import file as reading_file
 
 ARRAYS: dict[str, Array] = {
     "xy": np.arange(6, dtype=np.float32).reshape(3, 2),

@@ -7,8 +7,8 @@ import pytest
 
 from app.errors import ComputationFailed, Overloaded, UnknownCollection
 from app.search.embedded.library import Collections
+from app.search.reading import jobs as reading
 from app.search.reading.jobs import Look, ReadingJobs, Result, Wanted
-from app.search.reading.jobs import jobs as reading
 from app.search.reading.views import WHOLE_MAP, map_points
 from tests.app.search.planted import MODEL, clusters, directions, fill
 

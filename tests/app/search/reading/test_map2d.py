@@ -7,8 +7,8 @@ import pytest
 from sklearn.manifold import trustworthiness
 
 from app.search.collection import Vector
+from app.search.reading import map2d
 from app.search.reading.file import Kept
-from app.search.reading.jobs import map2d
 from app.search.reading.map2d import compute_map
 from tests.app.search.planted import at_cosine, clusters, directions, ignore, spool_of
 
