@@ -3,10 +3,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+MILVUS := .venv-milvus/.installed
 MODEL ?= models/default
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-slow check format bench lock golden clean
+.PHONY: help setup run milvus test test-fast test-slow check format bench lock golden clean
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,13 +24,22 @@ $(INSTALLED): pyproject.toml requirements.lock
 run: $(INSTALLED) ## Serves MODEL (models/default) on http://127.0.0.1:8000
 	$(BIN)/dino-serve run --model $(MODEL)
 
-test: $(INSTALLED) ## All tests but the slow ones, with the coverage floor
+milvus: $(MILVUS) ## Makes .venv-milvus with the Milvus server that tests start (no wheel for your machine: they skip)
+
+# Of its own: it is a server from 2024 with pins of its own, and nothing but tests ever starts it.
+$(MILVUS): Makefile
+	test -x .venv-milvus/bin/python || $(PYTHON) -m venv .venv-milvus
+	.venv-milvus/bin/python -m pip install --quiet --disable-pip-version-check 'milvus==2.3.5' 'setuptools<81' \
+		|| echo "no Milvus server can be installed here: the tests that need one will skip"
+	@touch $@
+
+test: $(INSTALLED) $(MILVUS) ## All tests but the slow ones, with the coverage floor
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 test-fast: $(INSTALLED) ## The tests of the numerics and of the parts, without servers and browsers
 	$(BIN)/python -m pytest tests/dino_core tests/app/search tests/app/inference -x -q
 
-test-slow: $(INSTALLED) ## The slow, load and soak tests (minutes to an hour)
+test-slow: $(INSTALLED) $(MILVUS) ## The slow, load and soak tests (minutes to an hour)
 	$(BIN)/python -m pytest -m 'slow or load' --timeout 5400
 
 check: $(INSTALLED) ## Format, lint, import directions, types
@@ -44,6 +54,10 @@ format: $(INSTALLED) ## Formats and mends what can be mended
 
 bench: $(INSTALLED) ## Measures against the limit of this machine; nothing else may compute meanwhile
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.search
+	$(BIN)/python -m benchmarks.upserts
+	$(BIN)/python -m benchmarks.ingest
+	$(BIN)/python -m benchmarks.similar_http
 
 golden: $(INSTALLED) ## The official implementation's numbers against ours (DINO_GOLDEN names another file)
 	$(BIN)/python -m pytest tests/dino_core/test_golden.py -v
@@ -56,4 +70,4 @@ lock: ## Writes requirements.lock from a fresh environment with the newest allow
 	rm -rf .venv-lock build
 
 clean: ## Removes what the targets made, but neither data nor runs
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage build *.egg-info
+	rm -rf .venv .venv-milvus .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage build *.egg-info

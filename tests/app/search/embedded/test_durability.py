@@ -25,7 +25,7 @@ from app.search.embedded.library import Collections
 from tests.app.search.durability_child import MAIN, THUMBNAIL, Operation, vector_of
 from tests.app.search.schema_1 import fill_schema_1
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 Versions = dict[str, int]
 
 

@@ -19,7 +19,7 @@ from app.search.memory.ivf_file import read_ivf, remove_file, write_ivf
 from app.search.memory.ivf_tuning import tuned
 from tests.app.search.clustered import Vectors, clustered
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 ROWS = 3_000
 KEY = "1 sha256:abc 32 1790000000.5"
 NOTHING: Rows = np.empty(0, dtype=np.int64)

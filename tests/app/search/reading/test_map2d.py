@@ -135,7 +135,7 @@ def test_many_copies_of_some_do_not_crowd_out_the_others(tmp_path: Path) -> None
 
 
 def test_photographs_have_a_map_that_keeps_their_neighbours(tmp_path: Path) -> None:
-    shared = Path(os.environ.get("DINO_SHARED", Path(__file__).parents[3].parent / "shared"))
+    shared = Path(os.environ.get("DINO_SHARED", Path(__file__).parents[4].parent / "shared"))
     files = sorted((shared / "data" / "imagenette" / "val").glob("*/*"))[::8]
     if not files:
         pytest.skip("needs photographs in ../shared/data (or under DINO_SHARED)")
