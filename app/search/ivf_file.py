@@ -61,8 +61,10 @@ def write_ivf(path: Path, ivf: Ivf, *, key: str) -> None:
     words = json.dumps(header).encode()
     new = path.with_suffix(".new")
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    parts: list[bytes | memoryview] = [_MAGIC, len(words).to_bytes(8, "little"), words]
+    parts += [array.data for array in arrays]
     with new.open("wb") as file:
-        for part in (_MAGIC, len(words).to_bytes(8, "little"), words, *(array.data for array in arrays)):
+        for part in parts:
             digest.update(part)
             file.write(part)
         file.write(digest.digest())

@@ -26,7 +26,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "MAX_CHUNK_ROWS", 500)
     monkeypatch.setattr(maintenance, "IVF_MIN_ROWS", 1_000)
     monkeypatch.setattr(maintenance, "TAIL_ROWS", 64)
-    monkeypatch.setattr(ivf_tuning, "_QUERIES", {10: 40, 50: 20, 200: 10, 1_000: 5})
+    monkeypatch.setattr(ivf_tuning, "_QUERIES", {10: 200, 50: 50, 200: 10, 1_000: 5})
 
 
 @pytest.fixture
