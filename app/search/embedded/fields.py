@@ -136,23 +136,23 @@ def _collect(rows: FieldRows, cid: int, rid: int, metadata: dict[str, object], o
         values = rows.get((cid, keys))
         if values is None:
             values = rows[cid, keys] = []
-        scalar = _scalar(value)
-        if scalar is not None:
-            values.append((*scalar, rid))
-            continue
-        values.append((OTHER, 0, rid))
-        if isinstance(value, dict):
+        if type(value) is str and len(value) <= MAX_TEXT:  # by far the most
+            values.append((TEXT, value, rid))
+        elif isinstance(value, dict):
+            values.append((OTHER, 0, rid))
             _collect(rows, cid, rid, value, keys)
         elif isinstance(value, list):
-            members = [scalar for scalar in map(_scalar, value) if scalar is not None]
-            values += [(MEMBER + kind, member, rid) for kind, member in members]
+            values.append((OTHER, 0, rid))
+            values += [(MEMBER + kind, member, rid) for kind, member in map(_scalar, value) if kind != OTHER]
+        else:
+            values.append((*_scalar(value), rid))
 
 
-def _scalar(value: object) -> tuple[int, int | float | str] | None:
+def _scalar(value: object) -> tuple[int, int | float | str]:
     if isinstance(value, str):
         return (TEXT, value) if len(value) <= MAX_TEXT else (CUT, value[:MAX_TEXT])
     if isinstance(value, bool):
         return BOOLEAN, int(value)
     if isinstance(value, int | float):
         return NUMBER, value
-    return None
+    return OTHER, 0  # in a list: nothing that a filter can ask for

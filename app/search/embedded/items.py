@@ -68,8 +68,7 @@ class Behind:
     Attributes:
         indexed: Up to which rid it was written when this was read.
         reached: Up to which it will be.
-        new: Rids of items to write.
-        new_rows: Their rows.
+        new_rows: Rows to write.
         garbage: Rids of what updates replaced.
         garbage_rows: Their rows, which may be there or not.
         is_all: Whether nothing is left after it.
@@ -77,7 +76,6 @@ class Behind:
 
     indexed: int
     reached: int
-    new: list[int]
     new_rows: FieldRows
     garbage: list[int]
     garbage_rows: FieldRows
@@ -337,7 +335,6 @@ class Items:
         return Behind(
             indexed,
             reached,
-            [rid for rid, _, _ in new],
             rows_of(new),
             [rid for rid, _, _ in garbage],
             rows_of(garbage),
@@ -348,13 +345,16 @@ class Items:
         """Writes the index of filters, and erases what updates replaced."""
         if behind.indexed != self.indexed(connection):
             return  # somebody else has done it meanwhile
-        there = connection.execute(
-            "SELECT rid FROM items WHERE rid IN (SELECT value FROM json_each(?))", (json.dumps(behind.new),)
-        ).fetchall()
-        if len(there) < len(behind.new):
-            left = {rid for (rid,) in there}
+        # Some may have been replaced since they were read; the upkeep itself erases no others meanwhile.
+        gone = {
+            rid
+            for (rid,) in connection.execute(
+                "SELECT rid FROM garbage WHERE rid > ? AND rid <= ?", (behind.indexed, behind.reached)
+            )
+        }
+        if gone:
             for values in behind.new_rows.values():
-                values[:] = [value for value in values if value[2] in left]
+                values[:] = [value for value in values if value[2] not in gone]
         self._fields.add(connection, behind.new_rows)
         if behind.reached > behind.indexed:
             connection.execute("UPDATE state SET value = ? WHERE name = 'indexed'", (behind.reached,))
