@@ -168,7 +168,7 @@ def crash(directory: Path, *, batches: int = 5) -> Path:
         "import numpy as np\n"
         "from app.search.collection import Item\n"
         "from app.search.embedded.library import Collections\n"
-        "from app.search import upkeep\n"
+        "from app.search.embedded import upkeep\n"
         "upkeep.LOOK_EVERY_S = 60.0\n"  # the journal isn't moved meanwhile
         "collection = Collections.open(pathlib.Path(sys.argv[1])).get('default')\n"
         "rng = np.random.default_rng(1)\n"
