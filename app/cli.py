@@ -58,8 +58,8 @@ Each command has --help. Settings can also be environment variables (DINO_SERVE_
 
 _REFUSED = 2  # exit status: nothing was done, and the sentence on stderr says why
 _STARTED_POLL_S = 0.02
-# How long a thread that computes in Python may keep the others waiting at each of their steps. Beside a writer,
-# a thread came back to the lock within 0.6 ms in 99 of 100 cases; with Python's own 5 ms, within 1.7 ms.
+# How long a thread that computes in Python may keep the others waiting at each of their steps. Beside a
+# writer, a thread came back to the lock within 0.6 ms in 99 of 100 cases; with Python's 5 ms, within 1.7 ms.
 _SWITCH_INTERVAL_S = 0.0005
 
 logger = logging.getLogger(__name__)
