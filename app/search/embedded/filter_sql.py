@@ -46,7 +46,10 @@ def kept_by(connection: sqlite3.Connection, cid: int, node: Filter, *, fields: F
     """Asks the index what a filter keeps. Deleted items are among it until they are erased."""
     match node:
         case And(terms):
-            return reduce(_both, (kept_by(connection, cid, term, fields=fields) for term in terms))
+            spans, others = _spans(terms)
+            kept = [Kept(_read_span(connection, cid, span, fields=fields)) for span in spans]
+            kept += [kept_by(connection, cid, term, fields=fields) for term in others]
+            return reduce(_both, kept)
         case Or(terms):
             return reduce(_either, (kept_by(connection, cid, term, fields=fields) for term in terms))
         case Not(term):
@@ -54,6 +57,49 @@ def kept_by(connection: sqlite3.Connection, cid: int, node: Filter, *, fields: F
         case Condition():
             path = fields.path(connection, cid, node.keys)
             return _kept_by_condition(connection, path, node)
+
+
+def _spans(terms: Sequence[Filter]) -> tuple[list[tuple[Condition, Condition]], list[Filter]]:
+    """Lower and upper bounds of one field, which are one range of the index; and the other terms.
+
+    Asked for one by one, either bound of a month would read the items of years.
+    """
+    spans: list[tuple[Condition, Condition]] = []
+    others: list[Filter] = []
+    lower: dict[tuple[tuple[str, ...], int], Condition] = {}
+    for term in sorted(terms, key=lambda term: _is_bound(term, "gt", "gte"), reverse=True):
+        if not (isinstance(term, Condition) and _is_bound(term, "gt", "gte", "lt", "lte")):
+            others.append(term)
+            continue
+        place = (term.keys, _kind(cast("Scalar", term.operand)))
+        if term.operator in {"gt", "gte"} and place not in lower:
+            lower[place] = term
+        elif term.operator in {"lt", "lte"} and place in lower:
+            spans.append((lower.pop(place), term))
+        else:
+            others.append(term)
+    return spans, [*others, *lower.values()]
+
+
+def _is_bound(term: Filter, *operators: str) -> bool:
+    """Whether a term bounds a field by what the index has whole."""
+    return (
+        isinstance(term, Condition)
+        and term.operator in operators
+        and not (isinstance(term.operand, str) and len(term.operand) > MAX_TEXT)
+    )
+
+
+def _read_span(
+    connection: sqlite3.Connection, cid: int, span: tuple[Condition, Condition], *, fields: Fields
+) -> Rids:
+    lower, upper = span
+    # Both have the same kinds in the same order: a number one, a text that isn't long two.
+    parts = [
+        SqlRange(f"{least.clause} AND {most.clause}", (*least.parameters, *most.parameters))
+        for least, most in zip(ranges(lower), ranges(upper), strict=True)
+    ]
+    return _read(connection, fields.path(connection, cid, lower.keys), parts)
 
 
 def _kept_by_condition(connection: sqlite3.Connection, path: int | None, condition: Condition) -> Kept:

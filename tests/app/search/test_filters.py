@@ -156,6 +156,19 @@ def test_sql_means_what_the_reference_means_on_fields_that_are_there(
     assert sql_matches(tree, {key: value}) == matches(tree, {key: value})
 
 
+long_texts = st.builds(lambda length, end: "t" * length + end, st.integers(MAX_TEXT - 2, MAX_TEXT + 2), texts)
+bounds = st.tuples(st.sampled_from(["gt", "gte", "lt", "lte"]), st.integers(-2, 2) | texts | long_texts)
+
+
+@settings(max_examples=300, deadline=None)
+@given(pairs=st.lists(bounds, min_size=2, max_size=5), value=st.integers(-2, 2) | texts | long_texts)
+def test_several_bounds_of_one_field_mean_what_each_means(
+    pairs: list[tuple[str, object]], value: object
+) -> None:
+    tree = {"and": [{"field": "a", operator: operand} for operator, operand in pairs]}
+    assert sql_matches(tree, {"a": value, "b": 0}) == matches(tree, {"a": value, "b": 0})
+
+
 @pytest.mark.parametrize(
     ("tree", "metadata", "expected"),
     [
