@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from app.errors import ServiceError, SuccessorExists
+from app.errors import ServiceError, SuccessorExists, UnknownCollection
 from app.inference.blocking import BlockingEngine
 from app.inference.engine import Engine
 from app.reindexing import Progress, Reindex
@@ -107,7 +107,9 @@ class ReindexJobs:
             job, cancelled = self._jobs.get(collection.name), self._cancelled.get(collection.name)
         if job is not None and collection.fingerprint in job.fingerprints:
             return job.reindex.progress
-        (info,) = (info for info in self._catalogue.list() if info.name == collection.name)
+        info = next((info for info in self._catalogue.list() if info.name == collection.name), None)
+        if info is None:
+            raise UnknownCollection(f"the collection {collection.name!r} was deleted")
         there = self._of_successor(info)
         return cancelled if cancelled is not None and there.state == "none" else there
 

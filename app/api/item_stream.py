@@ -25,7 +25,7 @@ from app.api.lines import Line, LineBounds, LineReader, OverlongLine
 from app.api.problems import item_error
 from app.api.refusals import InvalidJson
 from app.api.schemas import NewItem, parse
-from app.api.state import State, in_worker
+from app.api.state import State, in_worker, write_to_current
 from app.errors import ServiceError, TooLarge
 from app.inference.results import ImageFailure
 from app.search.collection import Item
@@ -164,7 +164,11 @@ class ItemStream(Response):
             statuses: list[Any] = []
             if items:
                 statuses = await in_worker(
-                    self._state, self._joining.collection.upsert, items, fingerprint=fingerprint
+                    self._state,
+                    write_to_current,
+                    self._state,
+                    self._joining.name,
+                    lambda collection: collection.upsert(items, fingerprint=fingerprint),
                 )
         except ServiceError as error:
             statuses = [error] * len(items)

@@ -95,7 +95,11 @@ async def add_items(request: Request, name: str, state: StateDep) -> Response:
     items = {index: item for index, item in enumerate(made) if isinstance(item, Item)}
     with timed(state, "store"):
         statuses = await in_worker(
-            state, collection.upsert, list(items.values()), fingerprint=collection.fingerprint
+            state,
+            write_to_current,
+            state,
+            name,
+            lambda now: now.upsert(list(items.values()), fingerprint=collection.fingerprint),
         )
     data = [failure_answer(index, item) for index, item in enumerate(made) if isinstance(item, ImageFailure)]
     data += [

@@ -30,12 +30,14 @@ class Joining:
     """A collection that a request adds to.
 
     Attributes:
-        collection: Of the name that was asked for.
+        name: That was asked for; another collection may have it by the time of a write.
+        collection: Of the name.
         served: The fingerprint of the model that is served, whose embeddings pictures get.
         takes_embeddings: Whether the request named the collection's own fingerprint, and so says whose the
             embeddings are that it brings.
     """
 
+    name: str
     collection: Collection
     served: str
     takes_embeddings: bool
@@ -92,7 +94,7 @@ def joining_of(state: State, name: str, request: Request) -> Joining:
         )
     if not said:
         refuse_other_model(collection, served=served)
-    return Joining(collection, served, takes_embeddings=False).saying(next(iter(said), None))
+    return Joining(name, collection, served, takes_embeddings=False).saying(next(iter(said), None))
 
 
 def checked_additions(upload: Upload, joining: Joining) -> tuple[list[Addition], OnError, float | None]:

@@ -138,14 +138,14 @@ async def in_bulk(state: State, request: Request, work: Callable[[threading.Even
 
 
 def write_to_current(state: State, name: str, write: Callable[[Collection], T]) -> T:
-    """Writes to the collection that has a name; again if another model's took its place meanwhile.
+    """Writes to the collection that has a name; again if another took its place meanwhile.
 
     What was written between the last look of a reindexing and its switch would be in the old one only.
     """
     while True:
         collection = state["catalogue"].get(name)
         result = write(collection)
-        if state["catalogue"].get(name).fingerprint == collection.fingerprint:
+        if state["catalogue"].get(name).key == collection.key:
             return result
 
 

@@ -165,6 +165,11 @@ class Collection(Protocol):
         """Counts what was written to it; equal only while nothing was."""
         ...
 
+    @property
+    def key(self) -> str:
+        """What no other collection has, whatever it is called now or was called before."""
+        ...
+
     def upsert(self, items: Sequence[Item], *, fingerprint: str) -> list[UpsertStatus]:
         """Adds or replaces items, all or none; when it returns they are on disk and found by every search.
 

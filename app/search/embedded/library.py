@@ -185,7 +185,7 @@ class Collections:
         with self._store.writing() as connection:
             for collection in dropped:
                 registry.remove(connection, collection.cid)
-            self._store.acknowledged.clear()
+            self._store.acknowledged.forget({collection.cid for collection in dropped})
         for collection in dropped:
             self._maintenance.forget(collection.cid)
             self._store.weights.pop(collection.cid, None)

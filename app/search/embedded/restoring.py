@@ -69,13 +69,22 @@ def restore_collection(
             previous = catalogue.finish_successor(target)
         except BaseException:
             with contextlib.suppress(UnknownCollection):  # dropped meanwhile, perhaps
-                catalogue.drop(target) if made else catalogue.cancel_successor(target)
+                catalogue.cancel_successor(target)
+                if made:
+                    _drop_if_empty(catalogue, target)
             raise
-    if made:
-        catalogue.drop(previous)
+    is_gone = made and _drop_if_empty(catalogue, previous)
     return Restored(
-        collection=target, fingerprint=info.fingerprint, items=items, previous=None if made else previous
+        collection=target, fingerprint=info.fingerprint, items=items, previous=None if is_gone else previous
     )
+
+
+def _drop_if_empty(catalogue: Catalogue, name: str) -> bool:
+    """Drops a collection that was made to be taken the place of; not if somebody has added to it since."""
+    if catalogue.get(name).count():
+        return False
+    catalogue.drop(name)
+    return True
 
 
 def _target(catalogue: Catalogue, info: CollectionInfo, as_name: str | None) -> tuple[str, bool]:

@@ -5,6 +5,8 @@ Dimension key: Q queries · D embedding
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from app.search.bounds import Bounds
 from app.search.collection import Vector
 from app.search.embedded.filter_sql import Rids
@@ -35,7 +37,7 @@ def nearest_within(
             len(inside.rids) >= k or len(candidates.rids) < asked
             for inside, candidates in zip(kept, found, strict=True)
         ):
-            return kept
+            return [_first(candidates, k) for candidates in kept]
         asked *= 4
 
 
@@ -56,6 +58,14 @@ def pages_of(
         )[window]
         for found in candidates
     ]
+
+
+def _first(found: Candidates, k: int) -> Candidates:
+    """The first k, and all that tie with the last of them."""
+    if len(found.scores) <= k:
+        return found
+    stop = int(np.searchsorted(-found.scores, -found.scores[k - 1], side="right"))
+    return Candidates(found.rids[:stop], found.scores[:stop])
 
 
 def _within(bounds: Bounds, found: Candidates) -> Candidates:

@@ -111,6 +111,8 @@ class Upkeep:
         except StorageError as error:
             if not self._is_stopping:
                 logger.warning("the upkeep of the collections goes on later: %s", error)
+        except Exception:  # a thread that ends would let the journal grow without bound
+            logger.exception("the upkeep of the collections goes on later")
 
     def _catch_up(self, *, all_of_it: bool) -> bool:
         """Writes the index, and erases what was replaced; True where nothing is left."""

@@ -147,7 +147,7 @@ class Maintenance:
     def _run(self) -> None:
         faiss.omp_set_num_threads(1)
         while not self._stopped.is_set():
-            self._changed.wait()
+            self._changed.wait(self._next_try_s())
             self._idle.clear()  # before the other: see `settle`
             self._changed.clear()
             for watched in self._all():
@@ -155,6 +155,12 @@ class Maintenance:
             if not self._is_building():
                 self._idle.set()
             self._stopped.wait(_PAUSE_S)
+
+    def _next_try_s(self) -> float | None:
+        """Until what failed is tried again; None where nothing did."""
+        now_s = time.monotonic()
+        waits = [one.not_before_s - now_s for one in self._all() if one.not_before_s > now_s]
+        return min(waits, default=None)
 
     def _guarded(self, watched: _Watched, work: Callable[[_Watched], object]) -> None:
         """Lets no failure end the thread: the collection is searched as it is, and the work tried again."""

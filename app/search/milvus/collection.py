@@ -71,6 +71,11 @@ class MilvusCollection:
         return self._table.generation.dimensions
 
     @property
+    def key(self) -> str:
+        """What no other collection has, whatever it is called now or was called before."""
+        return self._table.generation.server_name
+
+    @property
     def seq(self) -> int:
         """The stamp of the last write of anybody, read from the server."""
         with self._unless_dropped():

@@ -11,6 +11,7 @@ made) and to the `seq` it was read at. Equal: it is fresh. Otherwise it is stale
 but not so often that a collection that is being filled keeps a core busy for ever.
 """
 
+import contextlib
 import logging
 import queue
 import shutil
@@ -179,8 +180,9 @@ class ReadingJobs:
                 slot.result = None
             is_stale = slot.result is None or slot.result.seq != identity.seq
             if is_stale and slot.job is None and time.monotonic() >= slot.not_before_s:
-                slot.job = self._enqueued(_Job(collection.name, wanted))
-                slot.error = None
+                with contextlib.nullcontext() if slot.result is None else contextlib.suppress(Overloaded):
+                    slot.job = self._enqueued(_Job(collection.name, wanted))
+                    slot.error = None
             if slot.result is None and slot.error is not None:
                 raise slot.error
             progress = None if slot.job is None else slot.job.progress

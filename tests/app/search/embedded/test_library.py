@@ -183,3 +183,33 @@ def test_an_update_in_a_batch_with_unchanged_items_writes_only_itself(tmp_path: 
         (neighbours,) = collection.search(batch[1].vector[None], k=3)
         assert neighbours[0].metadata == {"new": True}
         assert sorted(n.id for n in neighbours) == ["00000", "00001", "00002"]
+
+
+def test_a_note_that_can_not_be_written_splits_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit is found by searches and counted even where no file can be opened after it."""
+    with Collections.open(tmp_path) as collections:
+        collection = collections.create("a", fingerprint="f", dimensions=4)
+
+        def no_more_files(*_: object) -> int:
+            raise OSError(24, "Too many open files")
+
+        with monkeypatch.context() as without_files:
+            without_files.setattr("app.search.embedded.acknowledged.os.open", no_more_files)
+            assert collection.upsert(
+                [Item(id="x", vector=np.ones(4, dtype=np.float32), metadata={})], fingerprint="f"
+            ) == ["added"]
+        assert collection.count() == 1
+        assert collection.search(np.ones((1, 4)), k=1)[0][0].id == "x"
+
+
+def test_dropping_one_collection_keeps_the_note_of_another(tmp_path: Path) -> None:
+    with Collections.open(tmp_path) as collections:
+        kept = collections.create("kept", fingerprint="f", dimensions=4)
+        collections.create("dropped", fingerprint="f", dimensions=4)
+        kept.upsert([Item(id="x", vector=np.ones(4, dtype=np.float32), metadata={})], fingerprint="f")
+        collections.drop("dropped")
+        assert (tmp_path / "acknowledged").exists()
+        collections.drop("kept")
+        assert not (tmp_path / "acknowledged").exists()
