@@ -160,7 +160,7 @@ def test_a_directory_in_its_place_is_no_file(
 
 def test_a_process_that_is_killed_while_it_writes_leaves_a_whole_file(vectors: Vectors, path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from tests.app.search import test_ivf_file as t\n"
+        "import sys; from pathlib import Path; from tests.app.search.memory import test_ivf_file as t\n"
         "vectors = t.clustered(t.ROWS + 20, seed=1, dimensions=32)[0]\n"
         "ivf = t.ivf_of(t.index_of(vectors[: t.ROWS]))\n"
         "print('ready', flush=True)\n"
