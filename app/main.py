@@ -46,6 +46,20 @@ from dino_core.bundle import Manifest
 
 DEFAULT_COLLECTION = "default"
 
+_RESOURCES = (
+    embed,
+    similar,
+    collections,
+    many_items,
+    items,
+    transfer,
+    reindex,
+    aliases,
+    snapshots,
+    reading,
+    info,
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -74,35 +88,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        ensure_default_collection(catalogue, engine)
-        await engine.start()
-        # Twice the cores: half of this work waits for the disk.
-        workers = ThreadPoolExecutor(2 * cpu_budget(), thread_name_prefix="dino-worker")
-        bulk = ThreadPoolExecutor(1, thread_name_prefix="dino-bulk")
-        loop = asyncio.get_running_loop()
-        reindex_jobs = ReindexJobs(catalogue, engine, loop)
-        reading_jobs = ReadingJobs(
-            catalogue, folder=_reading_folder(settings, catalogue), threads=max(1, cpu_budget() // 2)
-        )
-        try:
-            yield State(
-                settings=settings,
-                engine=engine,
-                manifest=manifest,
-                catalogue=catalogue,
-                metrics=metrics,
-                workers=workers,
-                bulk=bulk,
-                snapshots=Snapshots(settings.data_dir / SNAPSHOTS_FOLDER),
-                reindex_jobs=reindex_jobs,
-                reading=reading_jobs,
-            )
-        finally:
-            await loop.run_in_executor(None, reindex_jobs.stop)  # it needs the loop, and the engine
-            await engine.stop()
-            bulk.shutdown()
-            reading_jobs.close()
-            workers.shutdown()
+        async with _running(settings, engine, catalogue, manifest=manifest, metrics=metrics) as state:
+            yield state
 
     app = FastAPI(
         title="dinoserve",
@@ -130,25 +117,50 @@ def create_app(
     )
     problems.install(app)
     api = APIRouter(dependencies=[Depends(expect_fingerprint)])
-    for resource in (
-        embed,
-        similar,
-        collections,
-        many_items,
-        items,
-        transfer,
-        reindex,
-        aliases,
-        snapshots,
-        reading,
-        info,
-    ):
+    for resource in _RESOURCES:
         api.include_router(resource.router)
     app.include_router(api)
     app.include_router(health.router)
     app.include_router(page_router(Pages()))
     describe_problems(app)
     return app
+
+
+@asynccontextmanager
+async def _running(
+    settings: Settings, engine: Engine, catalogue: Catalogue, *, manifest: Manifest, metrics: Metrics
+) -> AsyncIterator[State]:
+    """What lives from start to stop."""
+    ensure_default_collection(catalogue, engine)
+    await engine.start()
+    # Twice the cores: half of this work waits for the disk.
+    workers = ThreadPoolExecutor(2 * cpu_budget(), thread_name_prefix="dino-worker")
+    bulk = ThreadPoolExecutor(1, thread_name_prefix="dino-bulk")
+    loop = asyncio.get_running_loop()
+    reindex_jobs = ReindexJobs(catalogue, engine, loop)
+    reading_jobs = ReadingJobs(
+        catalogue, folder=_reading_folder(settings, catalogue), threads=max(1, cpu_budget() // 2)
+    )
+    try:
+        yield State(
+            settings=settings,
+            engine=engine,
+            manifest=manifest,
+            catalogue=catalogue,
+            metrics=metrics,
+            workers=workers,
+            bulk=bulk,
+            snapshots=Snapshots(settings.data_dir / SNAPSHOTS_FOLDER),
+            reindex_jobs=reindex_jobs,
+            reading=reading_jobs,
+        )
+    finally:
+        # Each may wait for what it does; what is under way elsewhere needs the loop meanwhile.
+        await loop.run_in_executor(None, reindex_jobs.stop)  # before the engine, which it needs
+        await engine.stop()
+        await loop.run_in_executor(None, bulk.shutdown)
+        await loop.run_in_executor(None, reading_jobs.close)
+        workers.shutdown()
 
 
 def _reading_folder(settings: Settings, catalogue: Catalogue) -> Path | None:
