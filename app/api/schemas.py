@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from app.api.problems import refusal_of
 from app.api.refusals import InvalidParameter
+from app.search.rules import MAX_PAGE_ITEMS
 
 OnError = Literal["item", "fail"]
 MAX_IDS: Final = 10_000  # of one request
@@ -155,7 +156,7 @@ class ListParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE_ITEMS)] = 100
     cursor: str | None = None
     """`next_cursor` of the page before."""
     filter: str | None = None

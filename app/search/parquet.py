@@ -20,6 +20,7 @@ Dimension key: N items · D embedding
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -132,14 +133,7 @@ class Export:
 
 def with_thumbnail(item: Item, collection: Collection) -> Item:
     """An item that was read, with the thumbnail that pages leave out."""
-    return Item(
-        id=item.id,
-        vector=item.vector,
-        metadata=item.metadata,
-        sha256=item.sha256,
-        source=item.source,
-        thumbnail=collection.thumbnail(item.id),
-    )
+    return replace(item, thumbnail=collection.thumbnail(item.id))
 
 
 class _Sink:
