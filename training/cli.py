@@ -26,13 +26,13 @@ from dino_core.bundle import load_bundle
 from dino_core.errors import DinoError
 from training.attention import attention_pictures
 from training.config import RunConfig, sentence_of
-from training.data import find_images
+from training.data.opening import open_split
 from training.errors import ConfigError, TrainingError
-from training.evaluate import evaluate_folder, save_embeddings
+from training.evaluation.folder import evaluate_folder, save_embeddings
 from training.export import export_checkpoint
 from training.loop import choose_device, run
 from training.recipes import IMAGENETTE_IMAGES, RECIPES, RunSize
-from training.rundir import read_plan, training_folder, validation_folder
+from training.rundir import read_plan
 from training.settings import ENV_PREFIX, RunSettings, refuse_changes_on_resume, refuse_unknown_environment
 
 USAGE = """usage: dino-train COMMAND ...
@@ -207,9 +207,7 @@ def _recipes(settings: RecipesSettings, console: Console) -> None:
 
 def _eval(settings: EvalSettings, console: Console) -> None:
     bundle = load_bundle(settings.bundle, device=choose_device(settings.device))
-    images = find_images(training_folder(settings.data))
-    val_folder = validation_folder(settings.data)
-    val_images = find_images(val_folder) if val_folder is not None else None
+    images, val_images = open_split(settings.data)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("embedding", total=len(images) + (len(val_images) if val_images else 0))
         report = evaluate_folder(

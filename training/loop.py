@@ -15,22 +15,22 @@ from torch import Tensor
 
 from dino_core.augment import augment
 from dino_core.errors import CollapseError
-from training.canvas_cache import open_cache
 from training.checkpoint import load_newest, save_checkpoint
 from training.config import RunConfig
-from training.data import Batch, CanvasLoader, ImageList, find_images
+from training.data.cache import open_cache
+from training.data.images import Images
+from training.data.loader import Batch, CanvasLoader
+from training.data.opening import open_split
 from training.distributed import World, any_of, join_world, leave_world
 from training.errors import ConfigError, DataError
+from training.evaluation.monitor import Monitor, make_monitor
 from training.export import export_teacher, teacher_model
 from training.guard import Guard, Sickness
-from training.monitor import Monitor, make_monitor
 from training.rundir import (
     RESULT_FILE,
     RunDirectory,
     RunPlan,
     own_run_directory,
-    training_folder,
-    validation_folder,
 )
 from training.runlog import MetricsLog, Pace, Screen, step_line
 from training.state import TrainState, new_state
@@ -43,7 +43,7 @@ class Parts:
 
     config: RunConfig
     directory: RunDirectory
-    images: ImageList
+    images: Images
     loader: CanvasLoader
     monitor: Monitor | None
     log: MetricsLog | None
@@ -105,11 +105,9 @@ def _run_in(
     directory: RunDirectory, plan: RunPlan, *, device: torch.device, world: World, console: Console
 ) -> Path | None:
     config = plan.config
-    images = find_images(training_folder(plan.data))
+    images, val_images = open_split(plan.data, plan.val_data)
     if len(images) < 2:
-        raise DataError(f"{images.root} holds one image, and there is nothing to tell it from: add images")
-    val_folder = plan.val_data or validation_folder(plan.data)
-    val_images = find_images(val_folder) if val_folder is not None else None
+        raise DataError(f"{images.origin} holds one image, and there is nothing to tell it from: add images")
     state, refused = load_newest(directory.checkpoints, device=device, config=config)
     state = state or new_state(config, device=device)
 
@@ -255,7 +253,7 @@ def _face(sickness: Sickness, state: TrainState, parts: Parts) -> None:
     parts.screen.say(sentence)
 
 
-def _loader(images: ImageList, config: RunConfig, directory: RunDirectory) -> CanvasLoader:
+def _loader(images: Images, config: RunConfig, directory: RunDirectory) -> CanvasLoader:
     source = (
         open_cache(
             images,
@@ -288,7 +286,7 @@ def _report_skipped(skipped: dict[str, str], parts: Parts) -> None:
         )
 
 
-def _opening(config: RunConfig, images: ImageList, state: TrainState, device: torch.device) -> str:
+def _opening(config: RunConfig, images: Images, state: TrainState, device: torch.device) -> str:
     classes = f" in {len(images.class_names)} classes" if images.class_names else ""
     verb = f"goes on after step {state.step} of" if state.step else "begins"
     return (

@@ -146,16 +146,6 @@ def read_plan(run_dir: Path) -> RunPlan:
         raise RunDirectoryError(f"{path} cannot be read: start a new run in another --run-dir") from error
 
 
-def training_folder(data: Path) -> Path:
-    """Where the images to train on are: `train/`, if the folder has that and `val/`."""
-    return data / "train" if validation_folder(data) else data
-
-
-def validation_folder(data: Path) -> Path | None:
-    """Where the images to measure with are, if the folder is split into `train/` and `val/`."""
-    return data / "val" if (data / "train").is_dir() and (data / "val").is_dir() else None
-
-
 def default_name(data: Path) -> str:
     """The name of a run on a folder, if the user gives none."""
     resolved = data.resolve()

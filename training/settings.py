@@ -19,10 +19,10 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from training.config import RunConfig, differences
-from training.data import find_images
+from training.data.opening import open_split
 from training.errors import ConfigError, RunDirectoryError
 from training.recipes import RECIPES, RunSize
-from training.rundir import RunPlan, default_name, read_plan, training_folder
+from training.rundir import RunPlan, default_name, read_plan
 
 ENV_PREFIX = "DINO_TRAIN_"
 # What may change when a run resumes: nothing that a weight depends on, but for the last digits of another
@@ -147,7 +147,7 @@ class _BaseSource(PydanticBaseSettingsSource):
         data = Path(given["data"])
         out = Path(given.get("out", Path("models") / default_name(data)))
         size = RunSize(
-            num_images=len(find_images(training_folder(data))),
+            num_images=len(open_split(data)[0]),
             batch_size=_count(given, "batch_size"),
             steps=_count(given, "steps"),
         )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dino_core.bundle import load_bundle
 from dino_core.preprocess import decode, load_pixels
-from training.data import find_images
+from training.data.folder import find_images
 from training.pictures import neighbour_grid
 
 ROOT = Path(__file__).parents[2]

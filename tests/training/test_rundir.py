@@ -12,8 +12,6 @@ from training.rundir import (
     default_name,
     own_run_directory,
     read_plan,
-    training_folder,
-    validation_folder,
 )
 
 ALONE = World()
@@ -108,10 +106,6 @@ def test_a_run_that_cannot_be_read_says_why(tmp_path: Path, content: str | None,
         read_plan(tmp_path)
 
 
-def test_a_split_folder_trains_on_train_and_measures_on_val(tmp_path: Path) -> None:
-    for name in ("train", "val"):
-        (tmp_path / "birds" / name).mkdir(parents=True)
+def test_a_run_is_named_after_the_folder_that_holds_the_split(tmp_path: Path) -> None:
     birds = tmp_path / "birds"
-    assert (training_folder(birds), validation_folder(birds)) == (birds / "train", birds / "val")
-    assert (training_folder(birds / "val"), validation_folder(birds / "val")) == (birds / "val", None)
     assert (default_name(birds), default_name(birds / "train")) == ("birds", "birds")

@@ -1,51 +1,30 @@
-"""A folder of images -> batches of canvases, in an order that is a function of (seed, epoch).
-
-A canvas is an image squashed to a square of a fixed size, uint8; its original height and width travel along,
-so that `dino_core.augment` draws crops in the original's proportions. Nothing random happens here but the
-order.
+"""Batches of canvases, in an order that is a function of (seed, epoch); nothing random but the order.
 
 This module knows nothing of views, networks or devices.
 
 Dimension key: N images of the data set · B images of a batch · C channels · H W pixels
 """
 
-import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dino_core.errors import ImageError
-from dino_core.preprocess import decode
 from dino_core.randomness import shuffled, streams
+from training.data.canvases import CanvasSource, DecodedCanvases
+from training.data.images import Images, UnreadableImage
 from training.errors import DataError
+from training.machine import usable_cores
 
-IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
-_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _PREFETCHED_BATCHES = 2  # one in the making while the next waits; more only costs memory
 _MOST_WORKERS = 8
 _REPLACEMENTS = -2  # the stream of dino_core.randomness from which stand-ins for unreadable images are drawn
-
-
-class UnreadableImage(Exception):
-    """One file gives no canvas; the message is the reason, for the user."""
-
-
-class Canvas(NamedTuple):
-    """One image, squashed."""
-
-    pixels_CHW: Tensor
-    """uint8 [3, canvas_px, canvas_px]; the memory may be channels-last."""
-    size_px: tuple[int, int]
-    """Height and width before it was squashed: upright, and for large JPEGs a half, quarter or eighth."""
 
 
 class Batch(NamedTuple):
@@ -57,123 +36,6 @@ class Batch(NamedTuple):
     """int64, height and width of the originals; stays on the host."""
     indices_B: Tensor
     """int64, places in the image list; stays on the host."""
-
-
-@dataclass(frozen=True)
-class ImageList:
-    """The images of a folder, sorted, with labels where sub-folders are classes."""
-
-    root: Path
-    names: tuple[str, ...]
-    """Paths below `root`, with forward slashes, sorted part by part."""
-    labels_N: Tensor | None = None
-    """int64; None where folders are no classes."""
-    class_names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def path(self, index: int) -> Path:
-        """Where an image lies."""
-        return self.root / self.names[index]
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Where all images lie; made anew each time, as text is a third of the memory of paths."""
-        return tuple(self.root / name for name in self.names)
-
-
-def find_images(root: Path) -> ImageList:
-    """Lists the images of a folder, nested or flat.
-
-    Hidden files and folders are left out. Links are followed, but not into a folder that they lie in. The
-    names of the first folders are classes if every image lies in one, there are two or more, and they aren't
-    called train, val or test.
-
-    Args:
-        root: A folder.
-
-    Returns:
-        The same list for the same folder on every machine.
-
-    Raises:
-        DataError: There is no such folder, or no image in it.
-    """
-    if not root.is_dir():
-        kind = "a file" if root.exists() else "not there"
-        raise DataError(f"{root} is {kind}: give a folder of images, flat or with sub-folders")
-    files = sorted(_files_below(Path(os.path.realpath(root)), (), frozenset()))
-    parts = [path for path in files if path[-1].lower().endswith(IMAGE_SUFFIXES)]
-    if not parts:
-        others = Counter(Path(path[-1]).suffix or "no ending" for path in files).most_common(3)
-        found = ", ".join(f"{count} with {suffix}" for suffix, count in others) or "nothing"
-        raise DataError(
-            f"found no image in {root} or its sub-folders: looked for names that end in "
-            f"{', '.join(IMAGE_SUFFIXES)} and found {found}; names that begin with a dot are skipped"
-        )
-    names = tuple("/".join(path) for path in parts)
-    class_names = sorted({path[0] for path in parts})
-    if any(len(path) == 1 for path in parts) or len(class_names) < 2 or _SPLITS.issuperset(class_names):
-        return ImageList(root, names)
-    place = {name: label for label, name in enumerate(class_names)}
-    labels_N = torch.tensor([place[path[0]] for path in parts], dtype=torch.int64)
-    return ImageList(root, names, labels_N, tuple(class_names))
-
-
-def _files_below(folder: Path, below: tuple[str, ...], inside: frozenset[Path]) -> Iterator[tuple[str, ...]]:
-    """The files under a folder as tuples of names; `inside` are the real folders on the way down."""
-    inside = inside | {folder}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if not entry.is_dir():
-                yield (*below, entry.name)
-                continue
-            real = Path(os.path.realpath(entry.path))
-            if real not in inside:  # else a link back up, which would never end
-                yield from _files_below(real, (*below, entry.name), inside)
-
-
-def load_canvas(path: Path, *, canvas_px: int) -> Canvas:
-    """Reads one file and squashes it to a square: bicubic, antialiased, proportions not kept.
-
-    Large JPEGs are decoded at a half, a quarter or an eighth, as long as no side falls below the canvas.
-
-    Raises:
-        UnreadableImage: The file cannot be read, or is no image that we take.
-    """
-    try:
-        rgb_CHW = decode(path.read_bytes(), shorter_side_px=canvas_px)
-    except ImageError as error:
-        raise UnreadableImage(error.title) from error
-    except OSError as error:
-        raise UnreadableImage(error.strerror or type(error).__name__) from error
-    height_px, width_px = rgb_CHW.shape[-2:]
-    # The memory is channels-last as `decode` gives it, for which torch's uint8 bicubic is vectorised.
-    size = (canvas_px, canvas_px)
-    canvas = torch.nn.functional.interpolate(rgb_CHW[None], size=size, mode="bicubic", antialias=True)
-    return Canvas(canvas[0], (height_px, width_px))
-
-
-class CanvasSource(Protocol):
-    """Where canvases come from: files, or the cache that was made of them."""
-
-    def read(self, index: int) -> Canvas:
-        """The canvas of an image; UnreadableImage if it has none. Called from several threads."""
-        ...
-
-
-@dataclass(frozen=True)
-class FileCanvases:
-    """Canvases decoded from their files each time."""
-
-    images: ImageList
-    canvas_px: int
-
-    def read(self, index: int) -> Canvas:
-        """Decodes one file."""
-        return load_canvas(self.images.path(index), canvas_px=self.canvas_px)
 
 
 class CanvasLoader:
@@ -194,7 +56,7 @@ class CanvasLoader:
 
     def __init__(
         self,
-        images: ImageList,
+        images: Images,
         *,
         canvas_px: int,
         batch_size: int,
@@ -206,12 +68,12 @@ class CanvasLoader:
         """Makes a loader; nothing is read yet.
 
         Args:
-            images: What `find_images` found.
+            images: Such as `training.data.folder.find_images` finds.
             canvas_px: Both sides of a canvas.
             batch_size: Images of a batch over all processes.
             seed: The run's.
             workers: Threads that decode; 0: the caller's own; None: one for each core, at most 8.
-            source: Where canvases come from, as `training.canvas_cache.open_cache` gives; None: the files.
+            source: Where canvases come from, as `training.data.cache.open_cache` gives; None: the files.
             pin_memory: Page-locked batches, which a GPU fetches without waiting.
 
         Raises:
@@ -219,7 +81,7 @@ class CanvasLoader:
         """
         if not 1 <= batch_size <= len(images):
             raise DataError(
-                f"the batch size is {batch_size} and {images.root} has {len(images)} images: "
+                f"the batch size is {batch_size} and {images.origin} has {len(images)} images: "
                 f"set a batch size from 1 to {len(images)}, or add images"
             )
         self.skipped: dict[str, str] = {}
@@ -227,7 +89,7 @@ class CanvasLoader:
         self._canvas_px = canvas_px
         self._batch_size = batch_size
         self._seed = seed
-        self._source = source if source is not None else FileCanvases(images, canvas_px)
+        self._source = source if source is not None else DecodedCanvases(images, canvas_px)
         self._pin_memory = pin_memory
         threads = min(usable_cores(), _MOST_WORKERS) if workers is None else workers
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
@@ -331,7 +193,7 @@ class CanvasLoader:
             return
         name, reason = next(iter(self.skipped.items()))
         raise DataError(
-            f"none of the {len(self._images)} images in {self._images.root} can be read; {name}: {reason}"
+            f"none of the {len(self._images)} images in {self._images.origin} can be read; {name}: {reason}"
         )
 
     def _candidates(self, epoch: int, order_N: NDArray[np.int64], place: int) -> Iterator[int]:
@@ -340,10 +202,3 @@ class CanvasLoader:
         stream = streams(seed=self._seed, epoch=epoch, crop=_REPLACEMENTS, indices_B=np.array([place]))
         start = int(stream[0]) % len(order_N)
         yield from (int(index) for index in np.roll(order_N, -start))
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, where the system says so."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -11,9 +11,9 @@ from dino_core.backbones import make_backbone
 from dino_core.embedding import EmbeddingModel
 from dino_core.preprocess import Preprocessing, load_pixels
 from tests.training.conftest import MakeFolder
-from training.data import find_images
+from training.data.folder import find_images
 from training.errors import DataError
-from training.evaluate import (
+from training.evaluation.folder import (
     by_hash,
     embed_images,
     evaluate_folder,

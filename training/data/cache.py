@@ -26,8 +26,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.data import Canvas, ImageList, UnreadableImage, load_canvas, usable_cores
+from training.data.canvases import Canvas, load_canvas
+from training.data.images import Images, UnreadableImage
 from training.errors import DataError
+from training.machine import usable_cores
 
 _VERSION = 1
 _CHUNK = 256  # images handed to the threads at a time: enough to keep them busy, few enough to stop soon
@@ -36,7 +38,7 @@ _CHUNK = 256  # images handed to the threads at a time: enough to keep them busy
 class CachedCanvases:
     """Canvases read from a finished cache; made by `open_cache`."""
 
-    def __init__(self, folder: Path, images: ImageList) -> None:
+    def __init__(self, folder: Path, images: Images) -> None:
         """Maps the files of a cache.
 
         Raises:
@@ -63,7 +65,7 @@ class CachedCanvases:
 
 
 def open_cache(
-    images: ImageList,
+    images: Images,
     *,
     canvas_px: int,
     cache_dir: Path,
@@ -76,7 +78,7 @@ def open_cache(
     for a cache, and the next one clears it away.
 
     Args:
-        images: What `find_images` found.
+        images: Such as `training.data.folder.find_images` finds.
         canvas_px: Both sides of a canvas.
         cache_dir: Folder for caches, made if it isn't there; one serves many data sets.
         workers: Threads that decode while building; None: one for each core.
@@ -99,16 +101,11 @@ def open_cache(
     return CachedCanvases(folder, images)
 
 
-def _key(images: ImageList, *, canvas_px: int) -> str:
-    """A hash of what the canvases depend on; a file that is gone counts as one of size and time 0."""
+def _key(images: Images, *, canvas_px: int) -> str:
+    """A hash of what the canvases depend on."""
     digest = hashlib.sha256(f"{_VERSION} {canvas_px}\n".encode())
     for index, name in enumerate(images.names):
-        try:
-            status = images.path(index).stat()
-            size_bytes, changed_ns = status.st_size, status.st_mtime_ns
-        except OSError:
-            size_bytes, changed_ns = 0, 0
-        digest.update(f"{size_bytes} {changed_ns} ".encode() + os.fsencode(name) + b"\n")
+        digest.update(f"{images.stamp(index)} ".encode() + os.fsencode(name) + b"\n")
     return digest.hexdigest()[:16]
 
 
@@ -120,7 +117,7 @@ def _only_one(lock: Path) -> Iterator[None]:
         yield
 
 
-def _check_space(images: ImageList, *, canvas_px: int, cache_dir: Path) -> None:
+def _check_space(images: Images, *, canvas_px: int, cache_dir: Path) -> None:
     needed_bytes = len(images) * 3 * canvas_px * canvas_px
     free_bytes = shutil.disk_usage(cache_dir).free
     if needed_bytes > free_bytes:
@@ -131,7 +128,7 @@ def _check_space(images: ImageList, *, canvas_px: int, cache_dir: Path) -> None:
 
 
 def _build(
-    images: ImageList,
+    images: Images,
     folder: Path,
     *,
     canvas_px: int,
@@ -147,7 +144,7 @@ def _build(
 
     def store(index: int) -> None:
         try:
-            canvas = load_canvas(images.path(index), canvas_px=canvas_px)
+            canvas = load_canvas(images, index, canvas_px=canvas_px)
         except UnreadableImage as error:
             skipped[images.names[index]] = str(error)
             return

@@ -16,8 +16,8 @@ from dino_core.embedding import EmbeddingModel
 from dino_core.knn import knn_accuracy
 from dino_core.preprocess import Preprocessing
 from training.config import EvaluationConfig
-from training.data import ImageList
-from training.evaluate import (
+from training.data.images import Images
+from training.evaluation.folder import (
     FOLDS,
     TEMPERATURE,
     by_hash,
@@ -80,7 +80,7 @@ class Monitor:
 
 
 def make_monitor(
-    images: ImageList, val_images: ImageList | None, preprocessing: Preprocessing, config: EvaluationConfig
+    images: Images, val_images: Images | None, preprocessing: Preprocessing, config: EvaluationConfig
 ) -> Monitor:
     """Draws the images to measure with, and decodes them.
 

@@ -7,10 +7,10 @@ import torch
 
 from tests.training.conftest import MakeConfig, MakeFolder
 from training.config import RunConfig
-from training.data import ImageList, find_images
+from training.data.folder import ImageList, find_images
 from training.errors import DataError
+from training.evaluation.monitor import Monitor, make_monitor
 from training.export import teacher_model
-from training.monitor import Monitor, make_monitor
 from training.state import new_state
 
 CPU = torch.device("cpu")

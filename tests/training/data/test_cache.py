@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from training.canvas_cache import CachedCanvases, open_cache
-from training.data import CanvasLoader, find_images
+from training.data.cache import CachedCanvases, open_cache
+from training.data.folder import find_images
+from training.data.loader import CanvasLoader
 from training.errors import DataError
 
 SIDE = 16

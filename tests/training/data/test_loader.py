@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 
 from dino_core.randomness import shuffled
-from training.data import Batch, CanvasLoader, UnreadableImage, find_images, load_canvas
+from training.data.canvases import load_canvas
+from training.data.folder import find_images
+from training.data.images import UnreadableImage
+from training.data.loader import Batch, CanvasLoader
 from training.errors import DataError
 
 SIDE = 16
@@ -94,7 +97,7 @@ def test_a_folder_without_images_says_what_was_looked_for_and_what_is_there(tmp_
 
 def test_a_canvas_is_square_and_remembers_the_original(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", level=40, size=(30, 90))
-    canvas = load_canvas(tmp_path / "a.png", canvas_px=SIDE)
+    canvas = load_canvas(find_images(tmp_path), 0, canvas_px=SIDE)
     assert canvas.size_px == (30, 90)
     assert canvas.pixels_CHW.dtype == torch.uint8
     assert canvas.pixels_CHW.shape == (3, SIDE, SIDE)
@@ -106,7 +109,7 @@ def test_a_canvas_keeps_left_and_top_in_place(tmp_path: Path) -> None:
     picture[:30, :60, 0] = 255  # red at the top left
     picture[30:, 60:, 2] = 255  # blue at the bottom right
     Image.fromarray(picture).save(tmp_path / "a.png")
-    pixels = load_canvas(tmp_path / "a.png", canvas_px=SIDE).pixels_CHW
+    pixels = load_canvas(find_images(tmp_path), 0, canvas_px=SIDE).pixels_CHW
     assert pixels[:, 2, 2].tolist() == [255, 0, 0]
     assert pixels[:, 13, 13].tolist() == [0, 0, 255]
     assert pixels[:, 2, 13].tolist() == [0, 0, 0]
@@ -114,7 +117,7 @@ def test_a_canvas_keeps_left_and_top_in_place(tmp_path: Path) -> None:
 
 def test_a_large_jpeg_keeps_its_proportions(tmp_path: Path) -> None:
     Image.new("RGB", (800, 400), (90, 90, 90)).save(tmp_path / "a.jpg")
-    height_px, width_px = load_canvas(tmp_path / "a.jpg", canvas_px=SIDE).size_px
+    height_px, width_px = load_canvas(find_images(tmp_path), 0, canvas_px=SIDE).size_px
     assert (height_px, width_px) != (400, 800)  # decoded small: that is the point
     assert width_px == 2 * height_px
     assert height_px >= SIDE
@@ -123,9 +126,10 @@ def test_a_large_jpeg_keeps_its_proportions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spoil", [lambda path: path.write_text("words"), lambda path: path.unlink()])
 def test_a_file_that_cannot_be_read_gives_a_reason(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
     write_image(tmp_path / "a.png")
+    images = find_images(tmp_path)
     spoil(tmp_path / "a.png")
     with pytest.raises(UnreadableImage, match=r"\w+"):
-        load_canvas(tmp_path / "a.png", canvas_px=SIDE)
+        load_canvas(images, 0, canvas_px=SIDE)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

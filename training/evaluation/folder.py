@@ -25,8 +25,9 @@ from dino_core.embedding import EmbeddingModel
 from dino_core.errors import ImageError
 from dino_core.knn import knn_accuracy
 from dino_core.preprocess import Preprocessing, load_pixels
-from training.data import ImageList, usable_cores
+from training.data.images import Images, UnreadableImage
 from training.errors import DataError
+from training.machine import usable_cores
 
 TEMPERATURE = 0.07  # of the votes, as in the paper and its code
 NEIGHBOURS = (10, 20, 100, 200)
@@ -63,13 +64,13 @@ class Pixels:
     skipped: dict[str, str]
 
 
-def by_hash(images: ImageList) -> list[int]:
+def by_hash(images: Images) -> list[int]:
     """Places of the images in an order that depends on their names alone: a draw that never changes."""
     return sorted(range(len(images)), key=lambda index: _hash_of(images.names[index]))
 
 
 def read_pixels(
-    images: ImageList, indices: Sequence[int], preprocessing: Preprocessing, *, workers: int | None = None
+    images: Images, indices: Sequence[int], preprocessing: Preprocessing, *, workers: int | None = None
 ) -> Pixels:
     """Reads images as the service would; a file that cannot be read is named and left out."""
     skipped: dict[str, str] = {}
@@ -105,7 +106,7 @@ def embed_pixels(model: EmbeddingModel, pixels_NCHW: Tensor, *, batch_size: int 
 
 def embed_images(
     model: EmbeddingModel,
-    images: ImageList,
+    images: Images,
     *,
     batch_size: int = 64,
     workers: int | None = None,
@@ -115,7 +116,7 @@ def embed_images(
 
     Args:
         model: On any device.
-        images: What `find_images` found.
+        images: Such as `training.data.opening.open_split` gives.
         batch_size: Images that go through the network together.
         workers: Threads that decode; none takes one for each core.
         on_progress: Told how many more files are done.
@@ -136,7 +137,7 @@ def embed_images(
         on_progress(len(group))
     if not features:
         name, reason = next(iter(skipped.items()))
-        raise DataError(f"none of the {len(images)} images in {images.root} can be read; {name}: {reason}")
+        raise DataError(f"none of the {len(images)} images in {images.origin} can be read; {name}: {reason}")
     return EmbeddedImages(features_ND=torch.cat(features), indices_N=torch.tensor(kept), skipped=skipped)
 
 
@@ -170,7 +171,7 @@ def knn_by_folds(features_ND: Tensor, labels_N: Tensor, folds_N: Tensor) -> dict
     return {name: total / counted[name] for name, total in totals.items()}
 
 
-def folds_of(images: ImageList, indices_N: Tensor) -> Tensor:
+def folds_of(images: Images, indices_N: Tensor) -> Tensor:
     """Which tenth each image is in, by its name alone."""
     return torch.tensor([_hash_of(images.names[index]) % FOLDS for index in indices_N.tolist()])
 
@@ -182,7 +183,7 @@ def spread_of(features_ND: Tensor) -> dict[str, float]:
     return {"feature_std": float(feature_std(features_ND)), "rank_me": float(rank_me(features_ND))}
 
 
-def labels_in(images: ImageList, class_names: Sequence[str]) -> Tensor | None:
+def labels_in(images: Images, class_names: Sequence[str]) -> Tensor | None:
     """The labels of a list as places among the classes of another.
 
     Returns:
@@ -197,7 +198,7 @@ def labels_in(images: ImageList, class_names: Sequence[str]) -> Tensor | None:
     unknown = [name for name in images.class_names if name not in places]
     if unknown:
         raise DataError(
-            f"{images.root} has the class {unknown[0]!r}, which the training folder lacks: "
+            f"{images.origin} has the class {unknown[0]!r}, which the training folder lacks: "
             "give folders with the same class names"
         )
     translated = torch.tensor([places[name] for name in images.class_names])
@@ -234,8 +235,8 @@ class FolderReport:
 
 def evaluate_folder(
     model: EmbeddingModel,
-    images: ImageList,
-    val_images: ImageList | None,
+    images: Images,
+    val_images: Images | None,
     *,
     batch_size: int = 64,
     workers: int | None = None,
@@ -312,15 +313,17 @@ def save_embeddings(path: Path, names: Sequence[str], features_ND: Tensor) -> No
 
 
 def _load(
-    images: ImageList, indices: Sequence[int], preprocessing: Preprocessing, *, workers: int | None
+    images: Images, indices: Sequence[int], preprocessing: Preprocessing, *, workers: int | None
 ) -> Iterator[tuple[int, Tensor | str]]:
     """Pixels, or the reason why there are none, in the order of the indices; some are read ahead."""
 
     def load(index: int) -> tuple[int, Tensor | str]:
         try:
-            return index, load_pixels(images.path(index).read_bytes(), preprocessing)
+            return index, load_pixels(images.read(index), preprocessing)
         except ImageError as error:
             return index, error.title
+        except UnreadableImage as error:
+            return index, str(error)
         except OSError as error:
             return index, error.strerror or "cannot be read"
 

@@ -1,0 +1,52 @@
+"""The seam of the data: encoded images with names, wherever they lie.
+
+Dimension key: N images of the data set
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class UnreadableImage(Exception):
+    """One file gives no canvas; the message is the reason, for the user."""
+
+
+class Images(Protocol):
+    """Encoded images with places, names and perhaps labels; the same in the same order each time."""
+
+    @property
+    def origin(self) -> str:
+        """Where they come from, for messages: a folder, a list, an address."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """A name for each, all different, with forward slashes; the order is the data set's."""
+        ...
+
+    @property
+    def labels_N(self) -> Tensor | None:
+        """int64, places in `class_names`; None where nothing tells classes apart."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Sorted; empty without labels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The encoded image of a place. Called from several threads.
+
+        Raises:
+            OSError: It cannot be read.
+            UnreadableImage: It can be read, and holds no image.
+        """
+        ...
+
+    def stamp(self, index: int) -> str:
+        """What changes when the image may have changed, such as size and time of its file; cheap."""
+        ...

@@ -1,0 +1,1 @@
+"""What an embedding is worth, during a run and after it."""
