@@ -1,0 +1,1 @@
+"""One file for each command of `dino-train`: its settings, and one function that does it."""
