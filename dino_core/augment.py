@@ -256,8 +256,8 @@ def augment(  # noqa: PLR0913  every argument is another part's: the loader's, t
     sizes = np.tile([height_px, width_px], (batch, 1)) if sizes_px_B2 is None else sizes_px_B2.cpu().numpy()
     indices = indices_B.cpu().numpy()
     white = 255.0 if pixels_BCHW.dtype == torch.uint8 else 1.0
-    if pixels_BCHW.device.type != "cpu":
-        pixels_BCHW = pixels_BCHW.to(torch.float32)  # once for all views; a CPU converts only each box
+    # Once for all views, and in the order of memory in which a CPU resizes fastest.
+    pixels_BCHW = pixels_BCHW.permute(0, 2, 1, 3).to(torch.float32).contiguous().permute(0, 2, 1, 3)
     shift = torch.tensor(mean, dtype=torch.float32, device=pixels_BCHW.device)[:, None, None]
     spread = torch.tensor(std, dtype=torch.float32, device=pixels_BCHW.device)[:, None, None]
     crops = []

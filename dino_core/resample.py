@@ -1,23 +1,28 @@
 """Crop, resize and flip of a whole batch, each image by its own box, as matrix products.
 
 Resizing along one axis is linear, so it is a matrix with one row for each output pixel; crop and flip only
-choose which columns and which order. One image is then `down @ image @ across.T`, and a batch is two batched
-products: no kernel of our own, the same definition on every device.
+choose which columns and which order. One image is then `down @ image @ across.T`. A row has no more than a
+handful of numbers that aren't zero, its taps: a CPU, which pays for each product, goes by them; a GPU, which
+pays for each launch, takes two batched products of full matrices.
 
-Dimension key: B images · C channels · H W source pixels · Y X output pixels · T taps of the kernel
+Dimension key: B images · C channels · H W source pixels · Y X output pixels · L pixels of a line, source or
+output · T taps of the kernel
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 _CUBIC_A = (
     -0.5
 )  # Keys' cubic as Pillow and torch's antialiased bicubic have it (torch's plain bicubic has -0.75)
 _CUBIC_SUPPORT = 2.0
+_STRIP_PX = 64  # narrower strips have fewer zeros, and more products
 
 
 def crop_and_resize(
@@ -44,25 +49,39 @@ def crop_and_resize(
     """
     height_px, width_px = images_BCHW.shape[-2:]
     tops, lefts, heights, widths = boxes_B4.T
-    down_BYH = resize_matrix(tops, heights, size_px=size_px, source_px=height_px, device=images_BCHW.device)
-    across_BXW = resize_matrix(lefts, widths, size_px=size_px, source_px=width_px, device=images_BCHW.device)
+    device = images_BCHW.device
+    down = resize_taps(tops, heights, size_px=size_px, source_px=height_px, device=device)
+    across = resize_taps(lefts, widths, size_px=size_px, source_px=width_px, device=device)
     if flip_B is not None and flip_B.any():
-        flip = torch.from_numpy(flip_B).to(images_BCHW.device)
-        across_BXW = torch.where(flip[:, None, None], across_BXW.flip(1), across_BXW)
-    if images_BCHW.device.type == "cpu":
-        return _window_by_window(images_BCHW, down_BYH, across_BXW, boxes_B4)
-    return separable(images_BCHW.to(torch.float32), down_BYH, across_BXW)
+        flip_B11 = torch.from_numpy(flip_B).to(device)[:, None, None]
+        across = Taps(*(torch.where(flip_B11, part.flip(1), part) for part in across))
+    return resampled(images_BCHW, down, across)
 
 
-def resize_matrix(
+class Taps(NamedTuple):
+    """The numbers of matrices [B, L output, L source] that aren't zero; several may share a place."""
+
+    pixels_BLT: Tensor
+    """int64, source pixels."""
+    weights_BLT: Tensor
+    """float32; those of an output pixel sum to 1."""
+
+    def matrix(self, source_px: int) -> Tensor:
+        """The full matrices, float32 [B, L output, source_px]."""
+        batch, outputs = self.pixels_BLT.shape[:2]
+        matrix = torch.zeros(batch, outputs, source_px, device=self.weights_BLT.device)
+        return matrix.scatter_add_(2, self.pixels_BLT, self.weights_BLT)
+
+
+def resize_taps(
     starts_B: NDArray[np.float64],
     extents_B: NDArray[np.float64],
     *,
     size_px: int,
     source_px: int,
     device: torch.device,
-) -> Tensor:
-    """The matrices that resize [start, start + extent) of a line of `source_px` pixels to `size_px` pixels.
+) -> Taps:
+    """What resizes [start, start + extent) of a line of `source_px` pixels to `size_px` pixels.
 
         for each output pixel o:
             centre = start + (o + 0.5) * scale                      with scale = extent / size_px
@@ -77,7 +96,7 @@ def resize_matrix(
         device: Where the result is wanted.
 
     Returns:
-        float32 [B, size_px, source_px]; each row sums to 1.
+        As many taps for each output pixel as the longest interval needs.
     """
     scales_B = extents_B / size_px
     taps = math.ceil(2 * _CUBIC_SUPPORT * max(float(scales_B.max()), 1.0)) + 1
@@ -87,17 +106,32 @@ def resize_matrix(
     start, scale, lower, upper = torch.from_numpy(parameters).to(device)[:, :, None, None].unbind(0)
     stretch = scale.clamp_min(1.0)  # the kernel widens when shrinking: that is the antialiasing
 
-    outputs_Y1 = torch.arange(size_px, device=device, dtype=torch.float32)[:, None]
+    outputs_L1 = torch.arange(size_px, device=device, dtype=torch.float32)[:, None]
     taps_T = torch.arange(taps, device=device, dtype=torch.float32)
-    centres_BY1 = start + (outputs_Y1 + 0.5) * scale
-    pixels_BYT = torch.ceil(centres_BY1 - _CUBIC_SUPPORT * stretch - 0.5) + taps_T
-    weights_BYT = _cubic((pixels_BYT + 0.5 - centres_BY1) / stretch)
-    weights_BYT = weights_BYT * ((pixels_BYT >= lower) & (pixels_BYT < upper))
-    weights_BYT = weights_BYT / weights_BYT.sum(dim=-1, keepdim=True)
-
-    matrix = torch.zeros(len(starts_B), size_px, source_px, device=device)
+    centres_BL1 = start + (outputs_L1 + 0.5) * scale
+    pixels_BLT = torch.ceil(centres_BL1 - _CUBIC_SUPPORT * stretch - 0.5) + taps_T
+    weights_BLT = _cubic((pixels_BLT + 0.5 - centres_BL1) / stretch)
+    weights_BLT = weights_BLT * ((pixels_BLT >= lower) & (pixels_BLT < upper))
+    weights_BLT = weights_BLT / weights_BLT.sum(dim=-1, keepdim=True)
     # Taps outside of the line have weight 0: clamped, they add nothing to the pixel at the edge.
-    return matrix.scatter_add_(2, pixels_BYT.clamp(0, source_px - 1).long(), weights_BYT)
+    return Taps(pixels_BLT.clamp(0, source_px - 1).long(), weights_BLT)
+
+
+def resampled(images_BCHW: Tensor, down: Taps, across: Taps) -> Tensor:
+    """Resamples each image along both axes: `down @ image @ across.T`.
+
+    Args:
+        images_BCHW: uint8 or float; a CPU is fastest with float32 whose memory is in the order B, H, C, W.
+        down: What becomes of the rows.
+        across: What becomes of the columns.
+
+    Returns:
+        float32 [B, C, Y, X], on a CPU with memory in the order B, Y, C, X.
+    """
+    if images_BCHW.device.type == "cpu":
+        return _resampled_by_taps(images_BCHW, down, across)
+    height_px, width_px = images_BCHW.shape[-2:]
+    return separable(images_BCHW.to(torch.float32), down.matrix(height_px), across.matrix(width_px))
 
 
 def separable(images_BCHW: Tensor, down_BYH: Tensor, across_BXW: Tensor) -> Tensor:
@@ -118,22 +152,35 @@ def separable(images_BCHW: Tensor, down_BYH: Tensor, across_BXW: Tensor) -> Tens
     return torch.stack([torch.bmm(down_BYH, channel_BHX) for channel_BHX in across_BCHX.unbind(1)], dim=1)
 
 
-def _window_by_window(
-    images_BCHW: Tensor, down_BYH: Tensor, across_BXW: Tensor, boxes_B4: NDArray[np.float64]
-) -> Tensor:
-    """`separable` on each image's own box: on a CPU a product costs by its size, not by its launch."""
-    height_px, width_px = images_BCHW.shape[-2:]
-    tops, lefts = np.floor(boxes_B4[:, :2] + 1e-6).astype(int).clip(0).T.tolist()
-    ends = np.ceil(boxes_B4[:, :2] + boxes_B4[:, 2:] - 1e-6).astype(int)
-    bottoms, rights = ends.clip(None, [height_px, width_px]).T.tolist()
-    channels = images_BCHW.shape[1]
-    resized = torch.empty(len(images_BCHW), channels, down_BYH.shape[1], across_BXW.shape[1])
-    for row, (top, left, bottom, right) in enumerate(zip(tops, lefts, bottoms, rights, strict=True)):
-        window_CHW = images_BCHW[row, :, top:bottom, left:right].to(torch.float32)
-        lines = window_CHW.reshape(channels * (bottom - top), right - left)
-        across_CHX = (lines @ across_BXW[row, :, left:right].T).view(channels, bottom - top, -1)
-        torch.matmul(down_BYH[row, :, top:bottom], across_CHX, out=resized[row])
-    return resized
+def _resampled_by_taps(images_BCHW: Tensor, down: Taps, across: Taps) -> Tensor:
+    """`separable`, but for the zeros.
+
+    Down, each output row is a weighted sum of a few source rows, all channels of which lie together. Across,
+    a row's pixels would have to be gathered one by one: there products of narrow strips of the matrix are
+    faster.
+    """
+    batch, channels, height_px, width_px = images_BCHW.shape
+    outputs_y, outputs_x = down.pixels_BLT.shape[1], across.pixels_BLT.shape[1]
+    rows = images_BCHW.to(torch.float32).permute(0, 2, 1, 3).reshape(batch * height_px, -1)
+    first_rows_B11 = torch.arange(0, batch * height_px, height_px)[:, None, None]
+    lines = functional.embedding_bag(
+        (down.pixels_BLT + first_rows_B11).flatten(0, 1),
+        rows,
+        per_sample_weights=down.weights_BLT.flatten(0, 1),
+        mode="sum",
+    ).view(batch, outputs_y * channels, width_px)
+    matrix_BXW = across.matrix(width_px)
+    resized = torch.empty(batch, outputs_y * channels, outputs_x)
+    for left in range(0, outputs_x, _STRIP_PX):
+        strip = slice(left, min(left + _STRIP_PX, outputs_x))
+        sources = across.pixels_BLT[:, strip]
+        firsts, lasts = sources.amin(dim=(1, 2)).tolist(), sources.amax(dim=(1, 2)).tolist()
+        for image, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
+            window = slice(first, last + 1)
+            torch.mm(
+                lines[image, :, window], matrix_BXW[image, strip, window].T, out=resized[image, :, strip]
+            )
+    return resized.view(batch, outputs_y, channels, outputs_x).permute(0, 2, 1, 3)
 
 
 def _cubic(distances: Tensor) -> Tensor:

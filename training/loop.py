@@ -26,6 +26,7 @@ from training.errors import ConfigError, DataError
 from training.evaluation.monitor import Monitor, make_monitor
 from training.export import export_teacher, teacher_model
 from training.guard import Guard, Sickness
+from training.machine import keep_freed_memory
 from training.rundir import (
     RESULT_FILE,
     RunDirectory,
@@ -69,6 +70,8 @@ def run(plan: RunPlan, run_dir: Path, *, resume: bool, console: Console) -> Path
         CollapseError: The run has lost its signal.
     """
     device = choose_device(plan.config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     world = join_world(device)
     try:
         with own_run_directory(run_dir, plan, resume=resume, world=world) as directory:

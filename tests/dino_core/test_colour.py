@@ -12,7 +12,7 @@ from dino_core.colour import (
     CONTRAST,
     SATURATION,
     blurred,
-    gaussian_matrix,
+    gaussian_taps,
     grey,
     hue_shifted,
     jitter_,
@@ -124,7 +124,7 @@ def test_blurring_depends_on_no_other_image_of_the_batch() -> None:
 
 
 def test_rows_of_a_blur_matrix_sum_to_one_at_the_borders_too() -> None:
-    matrix = gaussian_matrix(torch.tensor([0.1, 2.0]), size_px=3, reach_px=8)
+    matrix = gaussian_taps(torch.tensor([0.1, 2.0]), size_px=3, device=torch.device("cpu")).matrix(3)
     torch.testing.assert_close(matrix.sum(dim=-1), torch.ones(2, 3))
 
 

@@ -6,9 +6,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dino_core.resample import crop_and_resize, resize_matrix, separable
+from dino_core.resample import crop_and_resize, resize_taps, separable
 from tests.references.reference_augment import cropped_and_resized
 
+CPU = torch.device("cpu")
 BOXES = np.array(
     [[0, 0, 60, 80], [10, 20, 30, 33], [59, 79, 1, 1], [3, 0, 57, 7], [0, 5, 8, 64]], dtype=np.float64
 )
@@ -52,21 +53,22 @@ def test_flipping_is_exact() -> None:
         torch.testing.assert_close(flipped[row], expected, rtol=0, atol=1e-4)  # order of sums; of 255 levels
 
 
-def test_windows_equal_the_batched_product() -> None:
+@pytest.mark.parametrize("size_px", [40, 150])  # narrower than a strip of the matrix, and several strips
+def test_going_by_taps_equals_the_batched_product(size_px: int) -> None:
     images = photographs()
     matrices = []
     for start, extent, source_px in ((0, 2, 60), (1, 3, 80)):
         starts, extents = BOXES[:, start].copy(), BOXES[:, extent].copy()
         matrices.append(
-            resize_matrix(starts, extents, size_px=40, source_px=source_px, device=torch.device("cpu"))
+            resize_taps(starts, extents, size_px=size_px, source_px=source_px, device=CPU).matrix(source_px)
         )
     batched = separable(images.float(), *matrices)
-    torch.testing.assert_close(crop_and_resize(images, BOXES, size_px=40), batched, rtol=0, atol=1e-3)
+    torch.testing.assert_close(crop_and_resize(images, BOXES, size_px=size_px), batched, rtol=0, atol=1e-3)
 
 
 def test_rows_of_a_resize_matrix_sum_to_one_and_read_nothing_outside_of_the_interval() -> None:
     starts, extents = np.array([0.0, 3.4, 17.9]), np.array([20.0, 9.1, 2.1])
-    matrix = resize_matrix(starts, extents, size_px=7, source_px=20, device=torch.device("cpu"))
+    matrix = resize_taps(starts, extents, size_px=7, source_px=20, device=CPU).matrix(20)
     torch.testing.assert_close(matrix.sum(dim=-1), torch.ones(3, 7))
     touched = [matrix[row].any(dim=0).nonzero().squeeze(1) for row in range(3)]
     assert [(int(pixels.min()), int(pixels.max())) for pixels in touched] == [(0, 19), (3, 12), (17, 19)]

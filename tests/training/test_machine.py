@@ -1,0 +1,47 @@
+"""What a process may use of the machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.machine import usable_cores
+
+ROOT = Path(__file__).parents[2]
+
+FAULTS = """
+import resource, sys
+import torch
+from training.machine import keep_freed_memory
+
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    sys.exit(77)
+
+def page_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 * 1024 * 1024)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+page_faults()
+print(page_faults())
+"""
+
+
+def faults_of_a_second_tensor(choice: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, choice], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 77:
+        pytest.skip("this libc has no mallopt")
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_memory_that_is_freed_is_used_again_without_a_page_fault() -> None:
+    assert faults_of_a_second_tensor("as it is") > 20 * max(1, faults_of_a_second_tensor("keep"))
+
+
+def test_the_cores_are_those_that_the_process_may_use() -> None:
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
