@@ -1,9 +1,10 @@
 """What DINO does between the backward pass and the optimiser's step, and how it groups parameters."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 ClipMode = Literal["global", "per_parameter"]
@@ -12,25 +13,52 @@ ClipMode = Literal["global", "per_parameter"]
 NORM_EPSILON = 1e-6
 
 
-def weight_decay_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """Splits trainable parameters into those that decay and those that don't.
+def weight_decay_groups(
+    network: nn.Module, scales: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Splits trainable parameters into those that decay and those that don't, and by their learning rate.
 
-    Biases and one-dimensional parameters (norms, LayerScale) don't: they have no redundancy for decay to
-    remove.
+    Biases and one-dimensional parameters (norms, LayerScale) don't decay: they have no redundancy for decay
+    to remove.
 
     Args:
         network: Its parameters without gradient (a frozen prototype norm, a teacher) are left out.
+        scales: Factor of the learning rate by a parameter's name, where it isn't 1.
 
     Returns:
-        Two groups for a torch optimiser: the first takes the optimiser's weight decay and is the one whose
-        `weight_decay` a schedule sets each step, the second has 0 and keeps it.
+        Groups for a torch optimiser. Each has `decays`, whether it takes the optimiser's weight decay and a
+        schedule sets its `weight_decay` each step (else that is 0 and stays so), and `lr_scale`, by which a
+        scheduled learning rate is to be multiplied. Without scales there are two: what decays, and the rest.
     """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            (kept if parameter.ndim <= 1 or name.endswith("bias") else decayed).append(parameter)
-    return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+            decays = parameter.ndim > 1 and not name.endswith("bias")
+            groups.setdefault((decays, (scales or {}).get(name, 1.0)), []).append(parameter)
+    return [
+        {"params": parameters, "decays": decays, "lr_scale": scale}
+        | ({} if decays else {"weight_decay": 0.0})
+        for (decays, scale), parameters in groups.items()
+    ]
+
+
+def layer_scales(network: nn.Module, *, decay: float) -> dict[str, float]:
+    """Learning rates that fall from the last layer of a timm network to its first.
+
+        scale = decay ** (number of layers behind the parameter's)
+
+    Args:
+        network: A timm network; it says which parameters make a layer.
+        decay: From 0 to 1; 1 leaves all alike.
+
+    Returns:
+        The factor of each parameter by its name.
+
+    Reference: Clark et al. 2020 (ELECTRA), section 3.1; Bao et al. 2022 (BEiT), for ViTs.
+    """
+    layers = group_parameters(network, network.group_matcher(coarse=False))  # type: ignore[operator]
+    last = max(layers)
+    return {name: decay ** (last - layer) for layer, names in layers.items() for name in names}
 
 
 @torch.no_grad()

@@ -119,7 +119,9 @@ def load_checkpoint(
         ) from error
     if config is not None:
         _refuse_other_networks(path, saved, config)
-    state = new_state(saved, device=device)
+    # Its own weights are in the checkpoint; those that it began with need not be there any more.
+    own = saved.model_copy(update={"backbone": saved.backbone.model_copy(update={"weights": None})})
+    state = new_state(own, device=device)
     with _foreign_tensors_refused(path):
         _restore(state, safetensors.torch.load(tensors_file))
     state.step = int(description["step"])

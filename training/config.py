@@ -43,6 +43,8 @@ class BackboneConfig(Part):
     """What becomes the embedding; none takes the network's own (class token, else mean)."""
     model_kwargs: dict[str, JsonValue] = {}
     """Further arguments of the timm model, recorded in the bundle."""
+    weights: Path | None = None
+    """A bundle whose weights the network begins with; none begins with random ones."""
 
 
 class HeadConfig(Part):
@@ -187,6 +189,10 @@ class OptimizerConfig(Part):
     """Official DINO clips each parameter's gradient for itself; `global` clips the norm of all."""
     clip_norm: Positive = 3.0
     """The longest gradient that passes unchanged."""
+    head_warmup_steps: Steps = 0
+    """First steps in which only the head learns, so that a fresh one does not spoil good weights."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each layer to the one before it; 1 treats all alike."""
     freeze_last_layer_steps: Steps = 0
     """First steps in which the prototypes stand still; longer if the loss falls to nothing."""
 

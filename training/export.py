@@ -16,12 +16,14 @@ import torch
 from dino_core.backbones import Backbone
 from dino_core.bundle import Manifest, write_bundle
 from dino_core.embedding import EmbeddingModel
+from dino_core.errors import BundleError
 from training.checkpoint import load_checkpoint
 from training.config import RunConfig
 from training.errors import ConfigError
 from training.pictures import Panel, curves
 from training.rundir import RunDirectory, read_plan
 from training.runlog import read_metrics
+from training.starting import described
 from training.state import TrainState
 
 
@@ -72,6 +74,7 @@ def export_teacher(
         "images_seen": state.step * config.batch_size,
         "data": dict(data),
         "seed": config.seed,
+        "adapted_from": _origin(config),
         "metrics": {"untrained": evaluations[0], "teacher": evaluations[-1]} if len(evaluations) > 1 else {},
         "versions": {name: version(name) for name in ("dinoserve", "torch", "timm")}
         | {"python": platform.python_version()},
@@ -145,6 +148,17 @@ Every setting of the run is in `manifest.json` under `provenance`.
 The weights are as free as the images that they were trained on: see the terms of those. The code that made
 them is Apache-2.0.
 """
+
+
+def _origin(config: RunConfig) -> dict[str, str] | None:
+    """The bundle whose weights the run began with, and its fingerprint if it is still there."""
+    weights = config.backbone.weights
+    if weights is None:
+        return None
+    try:
+        return {"bundle": weights.name, "fingerprint": described(weights).fingerprint}
+    except BundleError:
+        return {"bundle": weights.name}
 
 
 def _measured(evaluations: Sequence[Mapping[str, Any]]) -> str:

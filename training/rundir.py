@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
@@ -36,12 +36,14 @@ class RunPlan:
         val_data: Folder of labelled images to measure with, if it isn't inside `data`.
         out: Where the bundle goes.
         config: All settings.
+        reasons: Why settings are what they are, by their dotted names, where the recipe has reasons.
     """
 
     data: Path
     val_data: Path | None
     out: Path
     config: RunConfig
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def read_plan(run_dir: Path) -> RunPlan:
             val_data=Path(saved["val_data"]) if saved["val_data"] else None,
             out=Path(saved["out"]),
             config=RunConfig.model_validate(saved["config"]),
+            reasons=dict(saved.get("reasons", {})),
         )
     except FileNotFoundError as error:
         raise RunDirectoryError(
@@ -184,4 +187,5 @@ def _json_of(plan: RunPlan) -> dict[str, object]:
         "val_data": str(plan.val_data) if plan.val_data else None,
         "out": str(plan.out),
         "config": plan.config.model_dump(mode="json"),
+        "reasons": dict(plan.reasons),
     }

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from pydantic import Field, TypeAdapter
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSuppress, PydanticBaseSettingsSource, SettingsConfigDict
 
 from training.config import RunConfig, differences
 from training.data.opening import open_split
 from training.errors import ConfigError, RunDirectoryError
-from training.recipes import RECIPES, RunSize
+from training.recipes.names import recipe_named
+from training.recipes.size import RunSize
 from training.rundir import RunPlan, default_name, read_plan
 
 ENV_PREFIX = "DINO_TRAIN_"
@@ -61,6 +62,8 @@ class RunSettings(BaseSettings, RunConfig):
     """Go on with the run in the run directory, from its newest checkpoint."""
     config: Path | None = None
     """TOML file with settings."""
+    reasons: CliSuppress[dict[str, str]] = {}
+    """Why the recipe's settings are what they are; filled by the recipe."""
 
     @classmethod
     def settings_customise_sources(
@@ -77,7 +80,21 @@ class RunSettings(BaseSettings, RunConfig):
     def plan(self) -> RunPlan:
         """What to train on what, and where it goes."""
         config = RunConfig.model_validate({name: getattr(self, name) for name in RunConfig.model_fields})
-        return RunPlan(data=self.data, val_data=self.val_data, out=self.out, config=config)
+        # A reason begins with the value that it is for: where the user has set another one, it is none.
+        reasons = {
+            name: reason for name, reason in self.reasons.items() if reason.startswith(spelled(config, name))
+        }
+        return RunPlan(data=self.data, val_data=self.val_data, out=self.out, config=config, reasons=reasons)
+
+
+def spelled(config: RunConfig, dotted_name: str) -> str:
+    """A setting's value as reasons spell it: thousands apart, floats at their shortest."""
+    value: Any = config
+    for name in dotted_name.split("."):
+        value = getattr(value, name)
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    )
 
 
 def refuse_unknown_environment(environment: Mapping[str, str]) -> None:
@@ -150,9 +167,16 @@ class _BaseSource(PydanticBaseSettingsSource):
             num_images=len(open_split(data)[0]),
             batch_size=_count(given, "batch_size"),
             steps=_count(given, "steps"),
+            device="cuda" if torch.cuda.is_available() and given.get("device") != "cpu" else "cpu",
+            weights=_weights(given),
         )
-        recipe = _recipe_named(given.get("recipe"))
-        return {"out": out, "run_dir": Path("runs") / out.name, **RECIPES[recipe](size).model_dump()}
+        resolved = recipe_named(given.get("recipe") or _default_recipe(size))(size)
+        return {
+            "out": out,
+            "run_dir": Path("runs") / out.name,
+            "reasons": dict(resolved.reasons),
+            **resolved.config.model_dump(),
+        }
 
 
 def _saved_settings(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,14 +193,15 @@ def _saved_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return saved | plan.config.model_dump()
 
 
-def _recipe_named(name: str | None) -> str:
-    if name is None:
-        return "small_data" if torch.cuda.is_available() else "cpu"
-    if name not in RECIPES:
-        nearest = get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
-        raise ConfigError(f"there is no recipe {name!r}: {hint}There are {', '.join(RECIPES)}")
-    return name
+def _default_recipe(size: RunSize) -> str:
+    return "adapt" if size.weights else "small-data" if size.device == "cuda" else "cpu"
+
+
+def _weights(given: Mapping[str, Any]) -> Path | None:
+    """The bundle to begin with, where one is named."""
+    backbone = given.get("backbone")
+    named = backbone.get("weights") if isinstance(backbone, Mapping) else None
+    return Path(named) if named else None
 
 
 def _count(given: Mapping[str, Any], name: str) -> int | None:

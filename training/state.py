@@ -13,9 +13,10 @@ from torch.optim import SGD, AdamW, Optimizer
 from dino_core.backbones import make_backbone
 from dino_core.heads import ProjectionHead
 from dino_core.multicrop import ProjectedNetwork
-from dino_core.optim import weight_decay_groups
+from dino_core.optim import layer_scales, weight_decay_groups
 from dino_core.teacher import make_teacher
 from training.config import OptimizerConfig, RunConfig
+from training.starting import take_weights
 
 
 @dataclass(kw_only=True)
@@ -45,10 +46,11 @@ class TrainState:
         return self.center_K.device
 
     def set_rates(self, *, learning_rate: float, weight_decay: float) -> None:
-        """Gives the optimiser what the schedules say; the second group never decays."""
+        """Gives the optimiser what the schedules say, each group its share of it."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.param_groups[0]["weight_decay"] = weight_decay
+            group["lr"] = learning_rate * group["lr_scale"]
+            if group["decays"]:
+                group["weight_decay"] = weight_decay
 
     def buffers(self) -> list[Tensor]:
         """Copies of the student's buffers, which a forward pass moves; the teacher's stay."""
@@ -88,6 +90,7 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
                 batch_norm=config.head.batch_norm,
             ),
         )
+    take_weights(network, backbone)
     # Convolutions run faster on pixels whose channels lie together; other layers don't mind.
     student.to(device).to(memory_format=torch.channels_last)
     student.train()
@@ -100,8 +103,8 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
 
 
 def make_optimizer(student: ProjectedNetwork, config: OptimizerConfig, *, device: torch.device) -> Optimizer:
-    """The optimiser of the student's two groups: those that decay and those that don't."""
-    groups = weight_decay_groups(student)
+    """The optimiser of the student's groups: those that decay and those that don't, layer by layer."""
+    groups = weight_decay_groups(student, _learning_rate_scales(student, config))
     on_gpu = device.type == "cuda"
     match config.name:
         case "adamw":
@@ -120,3 +123,11 @@ def make_optimizer(student: ProjectedNetwork, config: OptimizerConfig, *, device
                 weight_decay=config.weight_decay_start,
                 fused=on_gpu or None,
             )
+
+
+def _learning_rate_scales(student: ProjectedNetwork, config: OptimizerConfig) -> dict[str, float]:
+    if config.layer_decay == 1.0:
+        return {}
+    network = student.backbone.get_submodule("network")
+    scales = layer_scales(network, decay=config.layer_decay)
+    return {f"backbone.network.{name}": scale for name, scale in scales.items()}

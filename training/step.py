@@ -29,6 +29,7 @@ from dino_core.schedules import cosine, linear_warmup, warmup_cosine
 from dino_core.teacher import batch_statistics, update_teacher
 from training.config import RunConfig
 from training.distributed import average_gradients, share_buffers
+from training.starting import backbone_parameters
 from training.state import TrainState
 
 TEACHER_VIEWS = 2
@@ -43,6 +44,7 @@ class StepValues:
     teacher_momentum: float
     teacher_temperature: float
     last_layer_frozen: bool
+    backbone_frozen: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,7 @@ def values_at(step: int, config: RunConfig) -> StepValues:
             warmup_steps=loss.teacher_temperature_warmup_steps // loss.teacher_temperature_hold_steps,
         ),
         last_layer_frozen=step < optimizer.freeze_last_layer_steps,
+        backbone_frozen=step < optimizer.head_warmup_steps,
     )
 
 
@@ -140,9 +143,7 @@ def train_step(
                 torch.stack([loss.detach(), teacher_entropy(probs_TBK), prototype_usage(probs_TBK)])
             )
 
-    gradient_norm = _finish_gradients(
-        state, config, num_parts=len(measured), last_layer_frozen=now.last_layer_frozen
-    )
+    gradient_norm = _finish_gradients(state, config, now, num_parts=len(measured))
     is_finite = bool(torch.isfinite(gradient_norm))
     if is_finite:
         state.set_rates(learning_rate=now.learning_rate, weight_decay=now.weight_decay)
@@ -168,10 +169,8 @@ def train_step(
     )
 
 
-def _finish_gradients(
-    state: TrainState, config: RunConfig, *, num_parts: int, last_layer_frozen: bool
-) -> Tensor:
-    """Averages gradients over parts and processes, clips them, and lets a frozen last layer rest."""
+def _finish_gradients(state: TrainState, config: RunConfig, now: StepValues, *, num_parts: int) -> Tensor:
+    """Averages gradients over parts and processes, clips them, and lets what is frozen rest."""
     parameters = [parameter for parameter in state.student.parameters() if parameter.grad is not None]
     if num_parts > 1:
         torch._foreach_div_(
@@ -185,8 +184,11 @@ def _finish_gradients(
         max_norm=float("inf") if clip == "none" else config.optimizer.clip_norm,
         mode="global" if clip == "none" else clip,
     )
-    if last_layer_frozen:
+    if now.last_layer_frozen:
         drop_last_layer_gradients(state.student)
+    if now.backbone_frozen:
+        for parameter in backbone_parameters(state.student):
+            parameter.grad = None
     return gradient_norm
 
 

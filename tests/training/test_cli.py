@@ -148,7 +148,7 @@ def test_an_unknown_variable_is_refused(
 def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
-    assert "vit_small_16_imagenet: Official" in listed
+    assert "vit-small-16-imagenet: Official" in listed
     assert main(["recipes", "cpu", "--num-images", "1000"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"] == "cpu"
 

@@ -1,12 +1,17 @@
 """`dino-train recipes`: the runs with a name."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg
 from rich.console import Console
 
 from training.commands.parsing import COMMAND
 from training.errors import ConfigError
-from training.recipes import IMAGENETTE_IMAGES, RECIPES, RunSize
+from training.recipes.names import RECIPES, recipe_named
+from training.recipes.size import IMAGENETTE_IMAGES, Recipe, RunSize
 
 
 class RecipesSettings(BaseSettings):
@@ -18,29 +23,52 @@ class RecipesSettings(BaseSettings):
     """The recipe to print in full."""
     num_images: int = Field(default=IMAGENETTE_IMAGES, ge=1)
     """Images of the data that the settings are resolved for."""
+    weights: Path | None = None
+    """The bundle that `adapt` begins with."""
 
 
 def recipes_command(settings: RecipesSettings, console: Console) -> None:
     """Lists the recipes, or prints one in full."""
-    size = RunSize(num_images=settings.num_images)
+    size = RunSize(
+        num_images=settings.num_images,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        weights=settings.weights,
+    )
     if settings.name:
-        if settings.name not in RECIPES:
-            raise ConfigError(f"there is no recipe {settings.name!r}: there are {', '.join(RECIPES)}")
-        console.print_json(RECIPES[settings.name](size).model_dump_json())
+        resolved = recipe_named(settings.name)(size)
+        console.print_json(resolved.config.model_dump_json())
+        print_reasons(resolved.reasons, console)
         return
     for name, recipe in RECIPES.items():
-        config = recipe(size)
-        crops = config.crops
-        lines = (
-            f"{name}: {(recipe.__doc__ or '').splitlines()[0]}",
-            f"  {config.backbone.name}, crops 2 x {crops.global_px} px + {crops.local_count} x "
-            f"{crops.local_px} px, {config.head.num_prototypes} prototypes, {config.steps:,} steps of "
-            f"{config.batch_size} images",
+        console.print(
+            "\n".join([f"{name}: {(recipe.__doc__ or '').splitlines()[0]}", *_numbers(recipe, size)]),
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
         )
-        console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"Steps are for {settings.num_images:,} images (--num-images); "
-        "dino-train recipes NAME prints all settings of one.",
+        "dino-train recipes NAME prints all settings of one, with reasons.",
         soft_wrap=True,
         highlight=False,
     )
+
+
+def print_reasons(reasons: Mapping[str, str], console: Console) -> None:
+    """Prints why settings are what they are, one a line."""
+    for name, reason in reasons.items():
+        console.print(f"{name} = {reason}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _numbers(recipe: Recipe, size: RunSize) -> list[str]:
+    """What a recipe comes to for so many images; nothing for one that needs weights first."""
+    try:
+        config = recipe(size).config
+    except ConfigError:
+        return ["  needs --weights models/NAME"]
+    crops = config.crops
+    return [
+        f"  {config.backbone.name}, crops 2 x {crops.global_px} px + {crops.local_count} x "
+        f"{crops.local_px} px, {config.head.num_prototypes} prototypes, {config.steps:,} steps of "
+        f"{config.batch_size} images"
+    ]

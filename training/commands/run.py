@@ -4,6 +4,7 @@ import os
 
 from rich.console import Console
 
+from training.commands.recipes import print_reasons
 from training.loop import run
 from training.rundir import read_plan
 from training.settings import RunSettings, refuse_changes_on_resume, refuse_unknown_environment
@@ -15,5 +16,8 @@ def run_command(settings: RunSettings) -> int:
     plan = settings.plan()
     if settings.resume:
         refuse_changes_on_resume(read_plan(settings.run_dir).config, plan.config)
-    bundle = run(plan, settings.run_dir, resume=settings.resume, console=Console(stderr=True))
+    console = Console(stderr=True)
+    if not settings.resume:
+        print_reasons(plan.reasons, console)
+    bundle = run(plan, settings.run_dir, resume=settings.resume, console=console)
     return 0 if bundle is not None else 130
