@@ -22,7 +22,7 @@ USAGE = """usage: dino-train COMMAND ...
 
   run        train a teacher on a folder of images; ends with a bundle in models/
   recipes    list the recipes, or print one in full
-  eval       measure a bundle: k-NN where folders are classes, spread and rank
+  eval       measure models: k-NN, linear probe, retrieval, copies, spread and rank
   export     write the teacher of a checkpoint as a bundle
   attention  draw where a ViT looks
 

@@ -52,7 +52,7 @@ def test_from_a_folder_to_a_measured_exported_bundle(
     printed = capsys.readouterr().out
     assert "top1_k10" in printed
     assert "broken-0.jpg" in printed
-    measured = json.loads(report.read_text())
+    (measured,) = json.loads(report.read_text())["models"]
     assert measured["images"] == 16
     assert measured["fingerprint"].startswith("sha256:")
     with np.load(vectors) as file:
@@ -96,7 +96,7 @@ def test_attention_is_drawn_for_a_vit_and_refused_for_others(
             ["run", "--resume", "--run-dir", "/nowhere"], "no run to resume", id="nothing to resume"
         ),
         pytest.param(["eval", "/nowhere", "--data", "."], "/nowhere", id="no bundle"),
-        pytest.param(["eval", "/nowhere"], "data: is required", id="eval without data"),
+        pytest.param(["eval", "/nowhere"], "measure on what? Give --data", id="eval without data"),
         pytest.param(["export", "/nowhere", "--out", "x"], "is no checkpoint", id="no checkpoint"),
         pytest.param(["recipes", "cpuu"], "there is no recipe 'cpuu'", id="recipe"),
         pytest.param(["recipes", "--num-images", "0"], "num_images: input should be greater", id="no images"),

@@ -1,7 +1,9 @@
 """`dino-train eval`: what an embedding is worth."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg
@@ -9,26 +11,35 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from dino_core.bundle import load_bundle
 from training.commands.parsing import COMMAND, Device
+from training.data.images import Images
 from training.data.opening import open_split
-from training.evaluation.folder import evaluate_folder, save_embeddings
+from training.errors import ConfigError
+from training.evaluation.copies import Copies, find_copies, read_copies
+from training.evaluation.folder import Z_95, evaluate_folder, save_embeddings
+from training.evaluation.models import NamedModel, model_named
 from training.loop import choose_device
 
 
 class EvalSettings(BaseSettings):
-    """Measure a bundle on images: weighted k-NN (T = 0.07) where folders are classes, spread, rank."""
+    """Measure models side by side: k-NN, linear probe, retrieval, copy detection, spread, rank."""
 
     model_config = COMMAND
 
-    bundle: CliPositionalArg[Path]
-    """The bundle, models/NAME."""
-    data: Path
-    """Folder of images; val/ is classified by train/ if it has both, else each tenth by the rest."""
+    models: CliPositionalArg[list[str]]
+    """Bundles (models/NAME), runs (runs/NAME), checkpoints, or timm:NAME."""
+    data: Path | None = None
+    """Folder of images; val/ is measured by train/ if it has both, else each tenth by the rest."""
+    copies: Path | None = None
+    """Folder of changed copies and their originals, with groundtruth.csv (query,original,attack)."""
+    untrained: bool = False
+    """Random weights in place of the published ones, for timm:NAME."""
     json_file: Path | None = None
-    """Where to write the result as JSON too."""
+    """Where to write the results as JSON too."""
+    markdown: Path | None = None
+    """Where to write the table as Markdown too."""
     embeddings: Path | None = None
-    """Where to write the vectors of all images with their paths, .npz or .safetensors."""
+    """Where to write the vectors of all images of --data with their paths, .npz or .safetensors."""
     batch_size: int = Field(default=64, ge=1)
     """Images that go through the network together."""
     workers: int | None = None
@@ -38,29 +49,92 @@ class EvalSettings(BaseSettings):
 
 
 def eval_command(settings: EvalSettings, console: Console) -> None:
-    """Measures a bundle, and prints a table."""
-    bundle = load_bundle(settings.bundle, device=choose_device(settings.device))
-    images, val_images = open_split(settings.data)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("embedding", total=len(images) + (len(val_images) if val_images else 0))
-        report = evaluate_folder(
-            bundle.model,
-            images,
-            val_images,
-            batch_size=settings.batch_size,
-            workers=settings.workers,
-            on_progress=lambda count: progress.advance(task, count),
+    """Measures models, and prints a table."""
+    if settings.data is None and settings.copies is None:
+        raise ConfigError("measure on what? Give --data DIR, a folder of images, or --copies DIR, or both")
+    if settings.embeddings is not None and (len(settings.models) > 1 or settings.data is None):
+        raise ConfigError(
+            "--embeddings writes the vectors of one model on --data: give one model, and a folder"
         )
-    result = {"model": bundle.manifest.id, "fingerprint": bundle.manifest.fingerprint, **report.to_json()}
+    device = choose_device(settings.device)
+    split = open_split(settings.data) if settings.data is not None else None
+    copies = read_copies(settings.copies) if settings.copies is not None else None
+    # All are loaded before the first is measured: a slip of the pen in the last costs nothing then.
+    models = [model_named(what, device=device, untrained=settings.untrained) for what in settings.models]
+    results = [_measured(named, split, copies, settings) for named in models]
     if settings.json_file is not None:
-        settings.json_file.write_text(json.dumps(result, indent=1))
-    if settings.embeddings is not None:
-        save_embeddings(settings.embeddings, *report.embedded)
-    table = Table("measure", "value", box=None, pad_edge=False)
-    table.add_row("images", str(report.images))
-    table.add_row("k-NN", report.knn_kind)
-    for name, value in report.measures.items():
-        table.add_row(name, f"{value:.2f}")
+        settings.json_file.write_text(json.dumps({"models": results}, indent=1))
+    rows = table_rows(results)
+    if settings.markdown is not None:
+        settings.markdown.write_text(as_markdown(rows))
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows[1:]:
+        table.add_row(*row)
     console.print(table)
-    for name, reason in report.skipped.items():
+    for name, reason in {
+        name: reason for result in results for name, reason in result["skipped"].items()
+    }.items():
         console.print(f"left out {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def table_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A row for each measure and a column for each model, with half the width of the 95 % interval."""
+    names = list(dict.fromkeys(name for result in results for name in result["measures"]))
+    rows = [["measure", *(result["model"] for result in results)]]
+    rows.append(["images", *(str(result["images"]) for result in results)])
+    rows.append(["measured", *(result["knn_kind"] for result in results)])
+    for name in names:
+        cells = []
+        for result in results:
+            value, half_width = result["measures"].get(name), result["half_widths"].get(name)
+            number = "" if value is None else f"{value:.2f}"
+            cells.append(number if half_width is None else f"{number} ± {half_width:.2f}")
+        rows.append([name, *cells])
+    return rows
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table for a model card."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+
+
+def _measured(
+    named: NamedModel,
+    split: tuple[Images, Images | None] | None,
+    copies: Copies | None,
+    settings: EvalSettings,
+) -> dict[str, Any]:
+    total = sum(len(images) for images in split or () if images is not None)
+    total += len(copies.images) if copies is not None else 0
+    result: dict[str, Any] = {
+        "model": named.name,
+        "fingerprint": named.fingerprint,
+        "images": 0,
+        "knn_kind": "",
+        "measures": {},
+        "half_widths": {},
+        "skipped": {},
+    }
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"embedding with {named.name}", total=total)
+        how: dict[str, Any] = {"batch_size": settings.batch_size, "workers": settings.workers}
+        how["on_progress"] = _advancing(progress, task)
+        if split is not None:
+            report = evaluate_folder(named.model, *split, **how)
+            result |= report.to_json()
+            if settings.embeddings is not None:
+                save_embeddings(settings.embeddings, *report.embedded)
+        if copies is not None:
+            found = find_copies(named.model, copies, **how)
+            share = float(found.found_M.mean())
+            result["measures"] |= {"copies": 100 * share, "copies_micro_ap": 100 * found.micro_ap}
+            result["half_widths"] |= {
+                "copies": 100 * Z_95 * (share * (1 - share) / len(found.found_M)) ** 0.5
+            }
+            result["measures"] |= {f"copies_{name}": percent for name, percent in found.by_attack().items()}
+    return result
+
+
+def _advancing(progress: Progress, task: Any) -> Callable[[int], None]:  # noqa: ANN401  rich's own kind of number
+    return lambda count: progress.advance(task, count)

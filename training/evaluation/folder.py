@@ -1,4 +1,4 @@
-"""What an embedding is worth: k-NN where folders are classes, spread and rank where they are not.
+"""What an embedding is worth: k-NN, linear probe, retrieval where folders are classes; spread and rank.
 
 Images go through `dino_core.preprocess.load_pixels` and `EmbeddingModel`, which is all that the service
 does, so that vectors measured here are the ones it gives.
@@ -8,6 +8,7 @@ Dimension key: N images · B images of a batch · D embedding · C channels · H
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,11 +28,14 @@ from dino_core.knn import knn_accuracy
 from dino_core.preprocess import Preprocessing, load_pixels
 from training.data.images import Images, UnreadableImage
 from training.errors import DataError
+from training.evaluation.linear_probe import linear_probe
+from training.evaluation.retrieval import retrieval
 from training.machine import usable_cores
 
 TEMPERATURE = 0.07  # of the votes, as in the paper and its code
 NEIGHBOURS = (10, 20, 100, 200)
 FOLDS = 10
+Z_95 = 1.96  # standard errors to each side of a mean that hold 95 % of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +216,8 @@ class FolderReport:
     Attributes:
         images: How many were measured.
         knn_kind: Which images were classified by which.
-        measures: Accuracies in %, and spread and rank of the embeddings.
+        measures: Accuracies and retrieval in %, and spread and rank of the embeddings.
+        half_widths: Of the 95 % confidence interval of those that are means over images, in %.
         skipped: Unreadable files by path, with the reason.
         embedded: Names and vectors of everything that was read; names begin with the split, if there are two.
     """
@@ -220,6 +225,7 @@ class FolderReport:
     images: int
     knn_kind: str
     measures: dict[str, float]
+    half_widths: dict[str, float]
     skipped: dict[str, str]
     embedded: tuple[list[str], Tensor]
 
@@ -229,6 +235,7 @@ class FolderReport:
             "images": self.images,
             "knn_kind": self.knn_kind,
             "measures": self.measures,
+            "half_widths": self.half_widths,
             "skipped": self.skipped,
         }
 
@@ -260,8 +267,8 @@ def evaluate_folder(
     train = embed(images)
     features_ND, skipped = train.features_ND, train.skipped
     names = [images.names[index] for index in train.indices_N.tolist()]
-    measures: dict[str, float] = {}
-    kind = "not measured: folders are no classes"
+    labels_N = None if images.labels_N is None else images.labels_N[train.indices_N]
+    kind, means = "not measured: folders are no classes", {}
     if val_images is not None:
         val = embed(val_images)
         features_ND = torch.cat([train.features_ND, val.features_ND])
@@ -269,26 +276,71 @@ def evaluate_folder(
         names += [f"val/{val_images.names[index]}" for index in val.indices_N.tolist()]
         skipped = {f"train/{name}": reason for name, reason in train.skipped.items()}
         skipped |= {f"val/{name}": reason for name, reason in val.skipped.items()}
-        if val_labels is not None and images.labels_N is not None:
+        if val_labels is not None and labels_N is not None:
             kind = f"{len(val.indices_N)} images of val/ by {len(train.indices_N)} of train/"
-            measures = knn_by_split(
-                train.features_ND,
-                images.labels_N[train.indices_N],
-                val.features_ND,
-                val_labels[val.indices_N],
-            )
-    elif images.labels_N is not None:
+            means = measured_by_split(train.features_ND, labels_N, val.features_ND, val_labels[val.indices_N])
+    elif labels_N is not None:
         kind = "each tenth by the other nine"
-        measures = knn_by_folds(
-            train.features_ND, images.labels_N[train.indices_N], folds_of(images, train.indices_N)
-        )
+        means = measured_by_folds(train.features_ND, labels_N, folds_of(images, train.indices_N))
     return FolderReport(
         images=len(features_ND),
         knn_kind=kind,
-        measures=measures | spread_of(features_ND),
+        measures={name: percent for name, (percent, _) in means.items()} | spread_of(features_ND),
+        half_widths={name: half_width for name, (_, half_width) in means.items()},
         skipped=skipped,
         embedded=(names, features_ND),
     )
+
+
+def measured_by_split(
+    train_ND: Tensor, train_labels_N: Tensor, val_MD: Tensor, val_labels_M: Tensor
+) -> dict[str, tuple[float, float]]:
+    """k-NN, linear probe and retrieval of one set by another: percent, and half the width of its interval."""
+    count = len(val_MD)
+    means = {
+        name: (percent, _binomial_half_width(percent, count))
+        for name, percent in knn_by_split(train_ND, train_labels_N, val_MD, val_labels_M).items()
+    }
+    if len(torch.unique(train_labels_N)) > 1:
+        probe = linear_probe(train_ND, train_labels_N, val_MD, val_labels_M)
+        means["linear"] = (probe.percent, _binomial_half_width(probe.percent, count))
+    return means | _retrieved(*retrieval(train_ND, train_labels_N, val_MD, val_labels_M))
+
+
+def measured_by_folds(
+    features_ND: Tensor, labels_N: Tensor, folds_N: Tensor
+) -> dict[str, tuple[float, float]]:
+    """The same within one set: k-NN of each tenth by the other nine, the last tenth by a linear probe.
+
+    For retrieval each image asks for the others.
+    """
+    means = {
+        name: (percent, _binomial_half_width(percent, len(features_ND)))
+        for name, percent in knn_by_folds(features_ND, labels_N, folds_N).items()
+    }
+    inside = folds_N == FOLDS - 1
+    if inside.any() and len(torch.unique(labels_N[~inside])) > 1:
+        probe = linear_probe(features_ND[~inside], labels_N[~inside], features_ND[inside], labels_N[inside])
+        means["linear"] = (probe.percent, _binomial_half_width(probe.percent, int(inside.sum())))
+    return means | _retrieved(*retrieval(features_ND, labels_N))
+
+
+def _retrieved(first_M: Tensor, average_M: Tensor) -> dict[str, tuple[float, float]]:
+    if len(first_M) < 2:
+        return {}
+    error = float(average_M.std()) / math.sqrt(len(average_M))
+    first = 100 * float(first_M.mean())
+    return {
+        "p_at_1": (first, _binomial_half_width(first, len(first_M))),
+        "map": (100 * float(average_M.mean()), 100 * Z_95 * error),
+    }
+
+
+def _binomial_half_width(percent: float, count: int) -> float:
+    """Half of Wilson's interval (1927), which is right near 0 and 100 % and for few images too."""
+    share, z = percent / 100, Z_95
+    inner = share * (1 - share) / count + z * z / (4 * count * count)
+    return 100 * z * math.sqrt(inner) / (1 + z * z / count)
 
 
 def save_embeddings(path: Path, names: Sequence[str], features_ND: Tensor) -> None:

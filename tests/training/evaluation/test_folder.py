@@ -82,7 +82,9 @@ def test_a_split_folder_is_measured_by_its_split(model: EmbeddingModel, make_fol
     )
     report = evaluate_folder(model, train, val)
     assert report.knn_kind == "8 images of val/ by 16 of train/"
-    assert set(report.measures) == {"top1_k10", "feature_std", "rank_me"}
+    assert set(report.half_widths) == {"top1_k10", "linear", "p_at_1", "map"}
+    assert set(report.measures) == {*report.half_widths, "feature_std", "rank_me"}
+    assert all(0 <= half_width < 30 for half_width in report.half_widths.values())
     assert report.measures["top1_k10"] > 50, "stripes across and down differ for any network"
     names, features = report.embedded
     assert names[0] == "train/across/across-0.png"

@@ -1,0 +1,50 @@
+"""The linear probe on sets whose answer is known."""
+
+import pytest
+import torch
+
+from training.evaluation.linear_probe import linear_probe
+
+
+def blobs(*, per_class: int, distance: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three round clouds; sorted by class, as folders are."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.eye(3, 8) * distance
+    labels = torch.arange(3).repeat_interleave(per_class)
+    return centres[labels] + torch.randn(len(labels), 8, generator=generator), labels
+
+
+def test_clouds_that_lie_apart_are_told_apart() -> None:
+    probe = linear_probe(*blobs(per_class=50, distance=12), *blobs(per_class=20, distance=12, seed=1))
+    assert probe.percent == 100
+
+
+def test_labels_by_chance_are_named_by_chance() -> None:
+    train, labels = blobs(per_class=100, distance=0)
+    test, test_labels = blobs(per_class=200, distance=0, seed=1)
+    assert linear_probe(train, labels, test, test_labels).percent == pytest.approx(100 / 3, abs=7)
+
+
+def test_clouds_that_overlap_come_near_the_best_possible() -> None:
+    train, labels = blobs(per_class=400, distance=3)
+    test, test_labels = blobs(per_class=400, distance=3, seed=1)
+    nearest = torch.cdist(test, torch.eye(3, 8) * 3).argmin(dim=1)  # Bayes' classifier of equal clouds
+    best = 100 * float((nearest == test_labels).float().mean())
+    assert linear_probe(train, labels, test, test_labels).percent == pytest.approx(best, abs=1.5)
+
+
+def test_many_useless_dimensions_choose_a_stronger_penalty() -> None:
+    generator = torch.Generator().manual_seed(2)
+    train, labels = blobs(per_class=20, distance=3)
+    test, test_labels = blobs(per_class=100, distance=3, seed=1)
+    noisy = [
+        torch.cat([part, torch.randn(len(part), 300, generator=generator)], dim=1) for part in (train, test)
+    ]
+    probe = linear_probe(noisy[0], labels, noisy[1], test_labels)
+    assert probe.strength > 0
+    assert probe.percent > 45
+
+
+def test_the_same_embeddings_give_the_same_probe() -> None:
+    sets = (*blobs(per_class=30, distance=2), *blobs(per_class=30, distance=2, seed=1))
+    assert torch.equal(linear_probe(*sets).right_M, linear_probe(*sets).right_M)

@@ -1,0 +1,56 @@
+"""Category retrieval against its definition, one query and one rank at a time."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from training.evaluation import retrieval as module
+from training.evaluation.retrieval import retrieval
+
+
+def embeddings(count: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (count,), generator=generator)
+    vectors = torch.randn(count, 6, generator=generator) + torch.eye(4, 6)[labels]
+    return functional.normalize(vectors, dim=1), labels
+
+
+def literally(
+    gallery: torch.Tensor, labels: torch.Tensor, query: torch.Tensor, label: int, *, but: int = -1
+) -> tuple[float, float]:
+    order = sorted((i for i in range(len(gallery)) if i != but), key=lambda i: -float(gallery[i] @ query))
+    precisions, found = [], 0
+    for rank, place in enumerate(order, start=1):
+        if int(labels[place]) == label:
+            found += 1
+            precisions.append(found / rank)
+    return float(int(labels[order[0]]) == label), sum(precisions) / len(precisions)
+
+
+def test_queries_against_a_gallery_equal_the_definition() -> None:
+    gallery, labels = embeddings(50, seed=0)
+    queries, query_labels = embeddings(20, seed=1)
+    first, average = retrieval(gallery, labels, queries, query_labels)
+    for place in range(20):
+        expected = literally(gallery, labels, queries[place], int(query_labels[place]))
+        assert (float(first[place]), float(average[place])) == pytest.approx(expected, abs=1e-6)
+
+
+def test_each_image_asks_for_the_others_and_never_finds_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery, labels = embeddings(30, seed=2)
+    monkeypatch.setattr(module, "QUERIES_A_CHUNK", 7)  # so that there are several chunks
+    first, average = retrieval(gallery, labels)
+    for place in range(30):
+        expected = literally(gallery, labels, gallery[place], int(labels[place]), but=place)
+        assert (float(first[place]), float(average[place])) == pytest.approx(expected, abs=1e-6)
+
+
+def test_perfect_embeddings_are_perfect() -> None:
+    labels = torch.arange(5).repeat_interleave(4)
+    first, average = retrieval(torch.eye(5)[labels], labels)
+    assert first.tolist() == average.tolist() == [1.0] * 20
+
+
+def test_a_query_whose_class_is_nowhere_is_not_counted() -> None:
+    first, average = retrieval(torch.eye(3), torch.tensor([0, 0, 1]))
+    assert len(first) == len(average) == 2
