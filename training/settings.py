@@ -28,7 +28,15 @@ from training.rundir import RunPlan, default_name, read_plan
 ENV_PREFIX = "DINO_TRAIN_"
 # What may change when a run resumes: nothing that a weight depends on, but for the last digits of another
 # device.
-OPERATIONAL = ("device", "log_every_steps", "loading.workers", "loading.cache", "checkpoints.", "guard.")
+OPERATIONAL = (
+    "device",
+    "recompute",
+    "log_every_steps",
+    "loading.workers",
+    "loading.cache",
+    "checkpoints.",
+    "guard.",
+)
 
 
 class RunSettings(BaseSettings, RunConfig):

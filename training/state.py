@@ -14,6 +14,7 @@ from dino_core.backbones import make_backbone
 from dino_core.heads import ProjectionHead
 from dino_core.multicrop import ProjectedNetwork
 from dino_core.optim import layer_scales, weight_decay_groups
+from dino_core.recompute import recompute_cheap_activations
 from dino_core.teacher import make_teacher
 from training.config import OptimizerConfig, RunConfig
 from training.starting import take_weights
@@ -94,9 +95,12 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
     # Convolutions run faster on pixels whose channels lie together; other layers don't mind.
     student.to(device).to(memory_format=torch.channels_last)
     student.train()
+    teacher = make_teacher(student)
+    if config.recompute:
+        recompute_cheap_activations(student.backbone.get_submodule("network"))
     return TrainState(
         student=student,
-        teacher=make_teacher(student),
+        teacher=teacher,
         optimizer=make_optimizer(student, config.optimizer, device=device),
         center_K=torch.zeros(config.head.num_prototypes, device=device),
     )
