@@ -90,8 +90,9 @@ def ends_in_class_token(net: Any) -> bool:  # noqa: ANN401  any module
     """
     if type(net) is not VisionTransformer or not len(net.blocks) or net.grad_checkpointing:
         return False
-    last: Any = net.blocks[-1]
-    pools = net.global_pool == "token" and net.attn_pool is None and hasattr(net.cls_token, "shape")
+    known: Any = net
+    last = known.blocks[-1]
+    pools = known.global_pool == "token" and known.attn_pool is None and known.cls_token is not None
     return bool(pools and type(last) is Block and type(last.attn) is Attention and last.attn.fused_attn)
 
 

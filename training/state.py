@@ -96,7 +96,7 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
     student.to(device).to(memory_format=torch.channels_last)
     student.train()
     teacher = make_teacher(student)
-    if config.recompute:
+    if config.recompute and config.precision == "float32":
         recompute_cheap_activations(student.backbone.get_submodule("network"))
     return TrainState(
         student=student,
