@@ -53,6 +53,9 @@ def official_views() -> list[Callable[[Image.Image], Tensor]]:
                 return image
             return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
 
+        def solarised(image: Image.Image) -> Image.Image:
+            return ImageOps.solarize(image) if random.random() < solarise else image
+
         return transforms.Compose(
             [
                 transforms.RandomResizedCrop(size_px, scale=area, interpolation=BICUBIC),
@@ -60,9 +63,7 @@ def official_views() -> list[Callable[[Image.Image], Tensor]]:
                 transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
                 transforms.RandomGrayscale(0.2),
                 transforms.Lambda(blurred),
-                transforms.Lambda(
-                    lambda image: ImageOps.solarize(image) if random.random() < solarise else image
-                ),
+                transforms.Lambda(solarised),
                 transforms.ToTensor(),
                 transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
             ]
