@@ -6,6 +6,7 @@ counted in steps (one step = one update of the student), so that an "epoch" cann
 """
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -257,7 +258,7 @@ class RunConfig(Part):
     steps: Count
     """Updates of the student."""
     batch_size: Count
-    """Images a step, over all processes and accumulated parts."""
+    """Images a step, over all processes and accumulated parts; `auto` finds the largest that fits."""
     accumulation_steps: Count = 1
     """Parts in which a batch is computed, where it does not fit in memory at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -316,13 +317,33 @@ def sentence_of(error: ValidationError) -> str:
     where = ".".join(str(key) for key in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "there is no such setting; `dino-train run --help` lists all of them"
+        message = f"there is no such setting{nearest_setting(where)}"
     elif first["type"] == "missing":
         message = "is required"
     elif not first["type"].startswith("value_error"):
         message = f"{message[0].lower()}{message[1:]}, found {first['input']!r}"
     more = f" ({len(complaints) - 1} more like this)" if len(complaints) > 1 else ""
     return f"{where}: {message}{more}" if where else f"{message}{more}"
+
+
+def setting_names(part: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """The dotted names of all settings of a part, and of the parts in it."""
+    names: list[str] = []
+    for name, field in part.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += setting_names(field.annotation, f"{prefix}{name}.")
+        else:
+            names.append(f"{prefix}{name}")
+    return names
+
+
+def nearest_setting(misspelt: str, among: type[BaseModel] = RunConfig) -> str:
+    """`: did you mean …?` for a dotted name that is none; where nothing is near, what lists all names."""
+    names = setting_names(among)
+    # `peak_lr` is nearer to `optimizer.peak_lr` than its letters say: its part was left out.
+    whole = [name for name in names if name.rpartition(".")[2] == misspelt]
+    nearest = whole or get_close_matches(misspelt, names, n=1, cutoff=0.7)
+    return f": did you mean {nearest[0]}?" if nearest else "; `dino-train run --help` lists all of them"
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
