@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from dino_core.augment import View
-from dino_core.backbones import Pooling
+from dino_core.backbones import Pooling, PositionInterpolation
 from dino_core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -44,8 +44,14 @@ class BackboneConfig(Part):
     """What becomes the embedding; none takes the network's own (class token, else mean)."""
     model_kwargs: dict[str, JsonValue] = {}
     """Further arguments of the timm model, recorded in the bundle."""
-    weights: Path | None = None
-    """A bundle whose weights the network begins with; none begins with random ones."""
+    position_interpolation: PositionInterpolation = "official"
+    """How a ViT's positions are made to fit other sizes: as DINO does, or as timm does."""
+    norm_statistics: Literal["batch", "frozen"] = "batch"
+    """BatchNorm in the network goes by the batch; or by what it has learnt before, which then stays."""
+    weights: str | None = None
+    """What the network begins with: a bundle, a run, a file of tensors, timm:NAME; none is random."""
+    weights_fingerprint: str | None = None
+    """Which weights exactly; filled in when the run is made, and kept with it."""
 
 
 class HeadConfig(Part):

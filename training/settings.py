@@ -27,6 +27,7 @@ from training.recipes.names import recipe_named
 from training.recipes.size import Recipe, Resolved, RunSize
 from training.rundir import RunPlan, default_name, read_plan
 from training.sizing import fitting_batch
+from training.starting import Start, described
 
 ENV_PREFIX = "DINO_TRAIN_"
 AUTO = "auto"
@@ -186,7 +187,7 @@ class _BaseSource(PydanticBaseSettingsSource):
             batch_size=_count(given, "batch_size"),
             steps=_count(given, "steps"),
             device="cuda" if torch.cuda.is_available() and given.get("device") != "cpu" else "cpu",
-            weights=_weights(given),
+            start=_start(given),
         )
         recipe = recipe_named(given.get("recipe") or _default_recipe(size))
         if given.get("batch_size") == AUTO:
@@ -198,8 +199,16 @@ class _BaseSource(PydanticBaseSettingsSource):
             "run_dir": Path("runs") / out.name,
             "reasons": dict(resolved.reasons),
             _FOUND_BATCH: resolved.config.batch_size,
-            **resolved.config.model_dump(),
+            **_with_fingerprint(resolved.config, size).model_dump(),
         }
+
+
+def _with_fingerprint(config: RunConfig, size: RunSize) -> RunConfig:
+    """The settings, which any recipe may begin from weights with, and which ones those are."""
+    if size.start is None:
+        return config
+    weights = {"weights": size.start.weights, "weights_fingerprint": size.start.fingerprint}
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update=weights)})
 
 
 def _with_fitting_batch(recipe: Recipe, size: RunSize, images: Images, given: Mapping[str, Any]) -> Resolved:
@@ -241,14 +250,14 @@ def _saved_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _default_recipe(size: RunSize) -> str:
-    return "adapt" if size.weights else "small-data" if size.device == "cuda" else "cpu"
+    return "adapt" if size.start else "small-data" if size.device == "cuda" else "cpu"
 
 
-def _weights(given: Mapping[str, Any]) -> Path | None:
-    """The bundle to begin with, where one is named."""
+def _start(given: Mapping[str, Any]) -> Start | None:
+    """The weights to begin with, where some are named."""
     backbone = given.get("backbone")
     named = backbone.get("weights") if isinstance(backbone, Mapping) else None
-    return Path(named) if named else None
+    return described(str(named), name=backbone.get("name")) if backbone and named else None
 
 
 def _count(given: Mapping[str, Any], name: str) -> int | None:

@@ -14,7 +14,7 @@ from dino_core.backbones import make_backbone
 from dino_core.heads import ProjectionHead
 from dino_core.multicrop import ProjectedNetwork
 from dino_core.optim import layer_scales, weight_decay_groups
-from dino_core.teacher import make_teacher
+from dino_core.teacher import keep_statistics, make_teacher
 from training.config import OptimizerConfig, RunConfig
 from training.starting import take_weights
 
@@ -78,6 +78,7 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
                 image_size_px=backbone.image_size_px,
                 in_channels=backbone.in_channels,
                 drop_path=backbone.drop_path,
+                position_interpolation=backbone.position_interpolation,
                 model_kwargs=backbone.model_kwargs,
             ),
             ProjectionHead(
@@ -90,10 +91,12 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
                 batch_norm=config.head.batch_norm,
             ),
         )
-    take_weights(network, backbone)
+    take_weights(student, backbone)
     # Convolutions run faster on pixels whose channels lie together; other layers don't mind.
     student.to(device).to(memory_format=torch.channels_last)
     student.train()
+    if backbone.norm_statistics == "frozen":
+        keep_statistics(network)
     return TrainState(
         student=student,
         teacher=make_teacher(student),
