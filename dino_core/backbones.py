@@ -24,7 +24,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dino_core.errors import BackboneError
-from dino_core.vit import LastAttention, official_forward_features
+from dino_core.vit import LastAttention, class_token, ends_in_class_token, official_forward_features
 
 Pooling = Literal["cls", "mean", "cls+mean"]
 PositionInterpolation = Literal["official", "antialias"]
@@ -122,7 +122,13 @@ class Backbone(nn.Module):
         return 2 * self.embed_dim if pooling == "cls+mean" else self.embed_dim
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Gives the default embedding [B, D] of normalised images, exactly as the timm network does."""
+        """Gives the default embedding [B, D] of normalised images, as the timm network does."""
+        net = self.network
+        if ends_in_class_token(net):
+            official = self.position_interpolation == "official"
+            return self._timm.forward_head(
+                class_token(cast(VisionTransformer, net), images_BCHW, official=official)
+            )
         return self._timm.forward_head(self._encoded(images_BCHW))
 
     def features(self, images_BCHW: Tensor) -> Features:

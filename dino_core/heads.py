@@ -9,7 +9,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
+
+from dino_core.products import product
 
 
 class WeightNormLinear(nn.Module):
@@ -33,8 +36,54 @@ class WeightNormLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in_dim] -> [..., K]."""
-        scale_K1 = self.weight_g / torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
-        return functional.linear(inputs, self.weight_v * scale_K1)
+        if torch.is_autocast_enabled(inputs.device.type) or inputs.dtype != self.weight_v.dtype:
+            scale_K1 = self.weight_g / torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
+            return functional.linear(inputs, self.weight_v * scale_K1)
+        logits_NK = _WeightNormProduct.apply(inputs.flatten(0, -2), self.weight_v, self.weight_g)
+        return cast(Tensor, logits_NK).reshape(*inputs.shape[:-1], -1)
+
+
+class _Kept(FunctionCtx):
+    """What the backward pass is given, in names that a type checker can see; torch makes the object."""
+
+    saved_tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    needs_input_grad: tuple[bool, bool, bool]
+
+
+class _WeightNormProduct(torch.autograd.Function):
+    """The layer without its normalised weights, which are as large as all other weights together.
+
+        logits[n, k] = (x[n] . v[k]) * g[k] / |v[k]|
+
+    Scaling the products in place of the weights leaves two tensors of K x D less to keep and three less to
+    make on the way back, where memory is at its peak.
+    """
+
+    @staticmethod
+    def forward(ctx: _Kept, inputs_ND: Tensor, directions_KD: Tensor, norms_K1: Tensor) -> Tensor:
+        lengths_K = torch.linalg.vector_norm(directions_KD, dim=1)
+        logits_NK = product(inputs_ND, directions_KD).mul_(norms_K1[:, 0] / lengths_K)
+        ctx.save_for_backward(inputs_ND, directions_KD, norms_K1, lengths_K, logits_NK)
+        return logits_NK
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _Kept, gradient_NK: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        inputs_ND, directions_KD, norms_K1, lengths_K, logits_NK = ctx.saved_tensors
+        of_inputs, of_directions, of_norms = ctx.needs_input_grad
+        scaled_NK = gradient_NK * (norms_K1[:, 0] / lengths_K)
+        back_ND = back_KD = back_K1 = None
+        if of_inputs:
+            back_ND = product(scaled_NK, directions_KD.T)
+        if of_directions or of_norms:
+            along_K = torch.linalg.vecdot(gradient_NK, logits_NK, dim=0)
+        if of_directions:
+            back_KD = product(scaled_NK.T, inputs_ND.T)
+            # A direction has no length to change: what points along it is taken out.
+            back_KD.addcmul_(directions_KD, (along_K / lengths_K.square())[:, None], value=-1)
+        if of_norms:
+            back_K1 = (along_K / norms_K1[:, 0])[:, None]
+        return back_ND, back_KD, back_K1
 
 
 class ProjectionHead(nn.Module):

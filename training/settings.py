@@ -35,7 +35,15 @@ AUTO = "auto"
 _FOUND_BATCH = "found_batch_size"
 # What may change when a run resumes: nothing that a weight depends on, but for the last digits of another
 # device.
-OPERATIONAL = ("device", "log_every_steps", "loading.workers", "loading.cache", "checkpoints.", "guard.")
+OPERATIONAL = (
+    "device",
+    "recompute",
+    "log_every_steps",
+    "loading.workers",
+    "loading.cache",
+    "checkpoints.",
+    "guard.",
+)
 
 
 class RunSettings(BaseSettings, RunConfig):

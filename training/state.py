@@ -14,6 +14,7 @@ from dino_core.backbones import make_backbone
 from dino_core.heads import ProjectionHead
 from dino_core.multicrop import ProjectedNetwork
 from dino_core.optim import layer_scales, weight_decay_groups
+from dino_core.recompute import recompute_cheap_activations
 from dino_core.teacher import keep_statistics, make_teacher
 from training.config import OptimizerConfig, RunConfig
 from training.starting import take_weights
@@ -97,9 +98,12 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
     student.train()
     if backbone.norm_statistics == "frozen":
         keep_statistics(network)
+    teacher = make_teacher(student)
+    if config.recompute and config.precision == "float32":
+        recompute_cheap_activations(student.backbone.get_submodule("network"))
     return TrainState(
         student=student,
-        teacher=make_teacher(student),
+        teacher=teacher,
         optimizer=make_optimizer(student, config.optimizer, device=device),
         center_K=torch.zeros(config.head.num_prototypes, device=device),
     )

@@ -25,6 +25,7 @@ from dino_core.losses import (
     updated_center,
 )
 from dino_core.optim import clip_gradients, drop_last_layer_gradients
+from dino_core.products import FastProducts
 from dino_core.schedules import cosine, linear_warmup, warmup_cosine
 from dino_core.teacher import batch_statistics, update_teacher
 from training.config import RunConfig
@@ -126,7 +127,7 @@ def train_step(
 
     frozen = config.backbone.norm_statistics == "frozen"
     by_batch = state.teacher.head if frozen else state.teacher
-    with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
+    with FastProducts(), torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
         torch.manual_seed(_seed_of(config.seed, state.step, rank))  # drop path has no generator of its own
         for views in parts:
             with _autocast(state.device, config), torch.no_grad(), batch_statistics(by_batch):
