@@ -65,6 +65,21 @@ def update_teacher(teacher: nn.Module, student: nn.Module, *, momentum: float) -
         torch._foreach_copy_(teacher_buffers, student_buffers)
 
 
+def keep_statistics(network: nn.Module) -> None:
+    """Lets BatchNorm layers go by their running statistics, and keep them, while the network trains.
+
+    For a network that goes on from weights that were trained with those statistics: small batches of crops
+    would move them faster than the weights that they belong to. Scales and shifts learn as ever. A later
+    `network.train()` undoes it.
+
+    Args:
+        network: In training mode; only its BatchNorm layers are changed.
+    """
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
 @contextmanager
 def batch_statistics(teacher: nn.Module) -> Iterator[None]:
     """Lets the teacher's BatchNorm layers, and nothing else, normalise by the batch while it makes targets.

@@ -6,13 +6,14 @@ counted in steps (one step = one update of the student), so that an "epoch" cann
 """
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from dino_core.augment import View
-from dino_core.backbones import Pooling
+from dino_core.backbones import Pooling, PositionInterpolation
 from dino_core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -43,8 +44,14 @@ class BackboneConfig(Part):
     """What becomes the embedding; none takes the network's own (class token, else mean)."""
     model_kwargs: dict[str, JsonValue] = {}
     """Further arguments of the timm model, recorded in the bundle."""
-    weights: Path | None = None
-    """A bundle whose weights the network begins with; none begins with random ones."""
+    position_interpolation: PositionInterpolation = "official"
+    """How a ViT's positions are made to fit other sizes: as DINO does, or as timm does."""
+    norm_statistics: Literal["batch", "frozen"] = "batch"
+    """BatchNorm in the network goes by the batch; or by what it has learnt before, which then stays."""
+    weights: str | None = None
+    """What the network begins with: a bundle, a run, a file of tensors, timm:NAME; none is random."""
+    weights_fingerprint: str | None = None
+    """Which weights exactly; filled in when the run is made, and kept with it."""
 
 
 class HeadConfig(Part):
@@ -257,7 +264,7 @@ class RunConfig(Part):
     steps: Count
     """Updates of the student."""
     batch_size: Count
-    """Images a step, over all processes and accumulated parts."""
+    """Images a step, over all processes and accumulated parts; `auto` finds the largest that fits."""
     recompute: bool = True
     """In float32, compute norms and GELUs of transformer blocks again instead of keeping them: a sixth of
     the memory less, a tenth more time."""
@@ -319,13 +326,33 @@ def sentence_of(error: ValidationError) -> str:
     where = ".".join(str(key) for key in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "there is no such setting; `dino-train run --help` lists all of them"
+        message = f"there is no such setting{nearest_setting(where)}"
     elif first["type"] == "missing":
         message = "is required"
     elif not first["type"].startswith("value_error"):
         message = f"{message[0].lower()}{message[1:]}, found {first['input']!r}"
     more = f" ({len(complaints) - 1} more like this)" if len(complaints) > 1 else ""
     return f"{where}: {message}{more}" if where else f"{message}{more}"
+
+
+def setting_names(part: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """The dotted names of all settings of a part, and of the parts in it."""
+    names: list[str] = []
+    for name, field in part.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += setting_names(field.annotation, f"{prefix}{name}.")
+        else:
+            names.append(f"{prefix}{name}")
+    return names
+
+
+def nearest_setting(misspelt: str, among: type[BaseModel] = RunConfig) -> str:
+    """`: did you mean …?` for a dotted name that is none; where nothing is near, what lists all names."""
+    names = setting_names(among)
+    # `peak_lr` is nearer to `optimizer.peak_lr` than its letters say: its part was left out.
+    whole = [name for name in names if name.rpartition(".")[2] == misspelt]
+    nearest = whole or get_close_matches(misspelt, names, n=1, cutoff=0.7)
+    return f": did you mean {nearest[0]}?" if nearest else "; `dino-train run --help` lists all of them"
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:

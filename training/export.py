@@ -16,14 +16,12 @@ import torch
 from dino_core.backbones import Backbone
 from dino_core.bundle import Manifest, write_bundle
 from dino_core.embedding import EmbeddingModel
-from dino_core.errors import BundleError
 from training.checkpoint import load_checkpoint
 from training.config import RunConfig
 from training.errors import ConfigError
 from training.pictures import Panel, curves
 from training.rundir import RunDirectory, read_plan
 from training.runlog import read_metrics
-from training.starting import described
 from training.state import TrainState
 
 
@@ -151,14 +149,12 @@ them is Apache-2.0.
 
 
 def _origin(config: RunConfig) -> dict[str, str] | None:
-    """The bundle whose weights the run began with, and its fingerprint if it is still there."""
-    weights = config.backbone.weights
+    """The weights that the run began with: the last part of their name, and which ones exactly."""
+    weights, fingerprint = config.backbone.weights, config.backbone.weights_fingerprint
     if weights is None:
         return None
-    try:
-        return {"bundle": weights.name, "fingerprint": described(weights).fingerprint}
-    except BundleError:
-        return {"bundle": weights.name}
+    name = {"name": weights.rstrip("/").rpartition("/")[2]}
+    return {**name, "fingerprint": fingerprint} if fingerprint else name
 
 
 def _measured(evaluations: Sequence[Mapping[str, Any]]) -> str:

@@ -174,7 +174,7 @@ def _train(state: TrainState, parts: Parts, stop: "StopRequest") -> bool:
         values = values_at(state.step, config)
         metrics = train_step(
             state,
-            _views_of(batch, epoch, config=config, device=state.device),
+            views_of(batch, epoch, config=config, device=state.device),
             config=config,
             rank=parts.world.rank,
         )
@@ -208,7 +208,7 @@ def _batches_from(step: int, parts: Parts) -> Iterator[tuple[int, Batch]]:
         epoch, start_batch = epoch + 1, 0
 
 
-def _views_of(batch: Batch, epoch: int, *, config: RunConfig, device: torch.device) -> Iterator[list[Tensor]]:
+def views_of(batch: Batch, epoch: int, *, config: RunConfig, device: torch.device) -> Iterator[list[Tensor]]:
     """Views of a batch, one accumulated part after the other, so that only one is in memory."""
     part_size = len(batch.indices_B) // config.accumulation_steps
     for pixels_BCHW, sizes_px_B2, indices_B in zip(

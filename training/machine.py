@@ -2,6 +2,9 @@
 
 import ctypes
 import os
+import resource
+import sys
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # the numbers that glibc's malloc.h gives these options
 
@@ -11,6 +14,55 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_memory_bytes() -> int:
+    """Memory that this process may still take: what the system has left, within its control group's limit."""
+    left = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for line in _lines_of("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            left.append(int(line.split()[1]) * 1024)
+    for group, limit_name, used_name in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        limit, used = _lines_of(f"{group}/{limit_name}"), _lines_of(f"{group}/{used_name}")
+        if limit and used and limit[0].isdigit():  # else "max": there is no limit
+            # What files were read from counts as used, and is given back when somebody needs it.
+            left.append(max(0, int(limit[0]) - int(used[0]) + _cached_bytes(group)))
+    return min(left)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had since it began, or since `forget_peak_memory`."""
+    for line in _lines_of("/proc/self/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak_memory() -> None:
+    """Begins to count the peak anew, where the system can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not Linux, or forbidden: the peak since the start is an upper bound
+        return
+
+
+def _cached_bytes(group: str) -> int:
+    for line in _lines_of(f"{group}/memory.stat"):
+        name, count = line.split()
+        if name in {"inactive_file", "total_inactive_file"}:
+            return int(count)
+    return 0
+
+
+def _lines_of(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def keep_freed_memory() -> bool:

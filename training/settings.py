@@ -9,23 +9,30 @@ All of them fill one typed model, so each setting has one name: `--optimizer.pea
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSuppress, PydanticBaseSettingsSource, SettingsConfigDict
 
 from training.config import RunConfig, differences
+from training.data.images import Images
 from training.data.opening import open_split
 from training.errors import ConfigError, RunDirectoryError
 from training.recipes.names import recipe_named
-from training.recipes.size import RunSize
+from training.recipes.size import Recipe, Resolved, RunSize
 from training.rundir import RunPlan, default_name, read_plan
+from training.sizing import fitting_batch
+from training.starting import Start, described
 
 ENV_PREFIX = "DINO_TRAIN_"
+AUTO = "auto"
+# Under this name the lowest source hands up the batch size that `auto` stands for.
+_FOUND_BATCH = "found_batch_size"
 # What may change when a run resumes: nothing that a weight depends on, but for the last digits of another
 # device.
 OPERATIONAL = (
@@ -56,6 +63,7 @@ class RunSettings(BaseSettings, RunConfig):
         cli_avoid_json=True,
         cli_hide_none_type=True,
         nested_model_default_partial_update=True,
+        cli_shortcuts={"plan-only": "plan"},
     )
 
     data: Path = Field()
@@ -70,8 +78,18 @@ class RunSettings(BaseSettings, RunConfig):
     """Go on with the run in the run directory, from its newest checkpoint."""
     config: Path | None = None
     """TOML file with settings."""
+    plan_only: bool = False
+    """Measure a few steps, say what the run will take and why its settings are what they are, and end."""
     reasons: CliSuppress[dict[str, str]] = {}
     """Why the recipe's settings are what they are; filled by the recipe."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_becomes_what_was_found(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """`auto` stands for a number, which the recipe has been resolved with."""
+        found = values.get(_FOUND_BATCH)
+        rest = {name: value for name, value in values.items() if name != _FOUND_BATCH}
+        return rest | {"batch_size": found} if rest.get("batch_size") == AUTO else rest
 
     @classmethod
     def settings_customise_sources(
@@ -171,20 +189,57 @@ class _BaseSource(PydanticBaseSettingsSource):
             raise ConfigError("which images? Give a folder: dino-train run --data DIR")
         data = Path(given["data"])
         out = Path(given.get("out", Path("models") / default_name(data)))
+        images = open_split(data)[0]
         size = RunSize(
-            num_images=len(open_split(data)[0]),
+            num_images=len(images),
             batch_size=_count(given, "batch_size"),
             steps=_count(given, "steps"),
             device="cuda" if torch.cuda.is_available() and given.get("device") != "cpu" else "cpu",
-            weights=_weights(given),
+            start=_start(given),
         )
-        resolved = recipe_named(given.get("recipe") or _default_recipe(size))(size)
+        recipe = recipe_named(given.get("recipe") or _default_recipe(size))
+        if given.get("batch_size") == AUTO:
+            resolved = _with_fitting_batch(recipe, size, images, given)
+        else:
+            resolved = recipe(size)
         return {
             "out": out,
             "run_dir": Path("runs") / out.name,
             "reasons": dict(resolved.reasons),
-            **resolved.config.model_dump(),
+            _FOUND_BATCH: resolved.config.batch_size,
+            **_with_fingerprint(resolved.config, size).model_dump(),
         }
+
+
+def _with_fingerprint(config: RunConfig, size: RunSize) -> RunConfig:
+    """The settings, which any recipe may begin from weights with, and which ones those are."""
+    if size.start is None:
+        return config
+    weights = {"weights": size.start.weights, "weights_fingerprint": size.start.fingerprint}
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update=weights)})
+
+
+def _with_fitting_batch(recipe: Recipe, size: RunSize, images: Images, given: Mapping[str, Any]) -> Resolved:
+    """The recipe for the largest batch that fits; memory is that of the run with all that the user set."""
+    asked = {name: value for name, value in given.items() if name in RunConfig.model_fields}
+    del asked["batch_size"]
+    config = RunConfig.model_validate(_over(recipe(size).config.model_dump(), asked))
+    batch_size, reason = fitting_batch(config, images, steps_are_given=size.steps is not None)
+    resolved = recipe(replace(size, batch_size=batch_size))
+    return Resolved(resolved.config, {**resolved.reasons, "batch_size": reason})
+
+
+def _over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with some of them replaced, part by part."""
+    return {
+        **base,
+        **{
+            name: _over(base[name], value)
+            if isinstance(value, Mapping) and isinstance(base.get(name), Mapping) and name != "model_kwargs"
+            else value
+            for name, value in changes.items()
+        },
+    }
 
 
 def _saved_settings(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,18 +253,19 @@ def _saved_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         raise RunDirectoryError("which run? Give its folder: dino-train run --resume --run-dir runs/NAME")
     plan = read_plan(run_dir)
     saved = {"data": plan.data, "val_data": plan.val_data, "out": plan.out, "run_dir": run_dir}
-    return saved | plan.config.model_dump()
+    found = {"reasons": dict(plan.reasons), _FOUND_BATCH: plan.config.batch_size}
+    return saved | found | plan.config.model_dump()
 
 
 def _default_recipe(size: RunSize) -> str:
-    return "adapt" if size.weights else "small-data" if size.device == "cuda" else "cpu"
+    return "adapt" if size.start else "small-data" if size.device == "cuda" else "cpu"
 
 
-def _weights(given: Mapping[str, Any]) -> Path | None:
-    """The bundle to begin with, where one is named."""
+def _start(given: Mapping[str, Any]) -> Start | None:
+    """The weights to begin with, where some are named."""
     backbone = given.get("backbone")
     named = backbone.get("weights") if isinstance(backbone, Mapping) else None
-    return Path(named) if named else None
+    return described(str(named), name=backbone.get("name")) if backbone and named else None
 
 
 def _count(given: Mapping[str, Any], name: str) -> int | None:

@@ -15,7 +15,7 @@ from dino_core.heads import ProjectionHead
 from dino_core.multicrop import ProjectedNetwork
 from dino_core.optim import layer_scales, weight_decay_groups
 from dino_core.recompute import recompute_cheap_activations
-from dino_core.teacher import make_teacher
+from dino_core.teacher import keep_statistics, make_teacher
 from training.config import OptimizerConfig, RunConfig
 from training.starting import take_weights
 
@@ -79,6 +79,7 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
                 image_size_px=backbone.image_size_px,
                 in_channels=backbone.in_channels,
                 drop_path=backbone.drop_path,
+                position_interpolation=backbone.position_interpolation,
                 model_kwargs=backbone.model_kwargs,
             ),
             ProjectionHead(
@@ -91,10 +92,12 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
                 batch_norm=config.head.batch_norm,
             ),
         )
-    take_weights(network, backbone)
+    take_weights(student, backbone)
     # Convolutions run faster on pixels whose channels lie together; other layers don't mind.
     student.to(device).to(memory_format=torch.channels_last)
     student.train()
+    if backbone.norm_statistics == "frozen":
+        keep_statistics(network)
     teacher = make_teacher(student)
     if config.recompute and config.precision == "float32":
         recompute_cheap_activations(student.backbone.get_submodule("network"))

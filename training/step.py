@@ -125,10 +125,12 @@ def train_step(
     measured: list[Tensor] = []
     logits_sum_K, logits_count = torch.zeros_like(state.center_K), torch.zeros((), device=state.device)
 
+    frozen = config.backbone.norm_statistics == "frozen"
+    by_batch = state.teacher.head if frozen else state.teacher
     with FastProducts(), torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
         torch.manual_seed(_seed_of(config.seed, state.step, rank))  # drop path has no generator of its own
         for views in parts:
-            with _autocast(state.device, config), torch.no_grad(), batch_statistics(state.teacher):
+            with _autocast(state.device, config), torch.no_grad(), batch_statistics(by_batch):
                 teacher_logits_TBK = state.teacher(views[:TEACHER_VIEWS])
             probs_TBK = sharpen(teacher_logits_TBK, state.center_K, temperature=now.teacher_temperature)
             with _autocast(state.device, config):
@@ -172,6 +174,9 @@ def train_step(
 
 def _finish_gradients(state: TrainState, config: RunConfig, now: StepValues, *, num_parts: int) -> Tensor:
     """Averages gradients over parts and processes, clips them, and lets what is frozen rest."""
+    if now.backbone_frozen:  # before the clipping: its gradients shall not shorten those of the head
+        for parameter in backbone_parameters(state.student):
+            parameter.grad = None
     parameters = [parameter for parameter in state.student.parameters() if parameter.grad is not None]
     if num_parts > 1:
         torch._foreach_div_(
@@ -187,9 +192,6 @@ def _finish_gradients(state: TrainState, config: RunConfig, now: StepValues, *, 
     )
     if now.last_layer_frozen:
         drop_last_layer_gradients(state.student)
-    if now.backbone_frozen:
-        for parameter in backbone_parameters(state.student):
-            parameter.grad = None
     return gradient_norm
 
 

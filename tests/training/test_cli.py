@@ -100,7 +100,12 @@ def test_attention_is_drawn_for_a_vit_and_refused_for_others(
         pytest.param(["export", "/nowhere", "--out", "x"], "is no checkpoint", id="no checkpoint"),
         pytest.param(["recipes", "cpuu"], "there is no recipe 'cpuu'", id="recipe"),
         pytest.param(["recipes", "--num-images", "0"], "num_images: input should be greater", id="no images"),
-        pytest.param(["recipes", "--frob"], "--frob; dino-train recipes --help", id="unknown flag"),
+        pytest.param(["recipes", "--frob"], "no flag --frob; `dino-train recipes --help`", id="unknown flag"),
+        pytest.param(
+            ["run", "--optimizer.peek-lr", "3"], "did you mean --optimizer.peak-lr?", id="misspelt flag"
+        ),
+        pytest.param(["run", "--peak_lr", "3"], "did you mean --optimizer.peak-lr?", id="part left out"),
+        pytest.param(["run", "--batchsize=3"], "did you mean --batch-size?", id="dash left out"),
     ],
 )
 def test_bad_words_end_in_one_sentence_and_status_two(

@@ -1,7 +1,6 @@
 """`dino-train recipes`: the runs with a name."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from pydantic import Field
@@ -12,6 +11,7 @@ from training.commands.parsing import COMMAND
 from training.errors import ConfigError
 from training.recipes.names import RECIPES, recipe_named
 from training.recipes.size import IMAGENETTE_IMAGES, Recipe, RunSize
+from training.starting import described
 
 
 class RecipesSettings(BaseSettings):
@@ -23,8 +23,8 @@ class RecipesSettings(BaseSettings):
     """The recipe to print in full."""
     num_images: int = Field(default=IMAGENETTE_IMAGES, ge=1)
     """Images of the data that the settings are resolved for."""
-    weights: Path | None = None
-    """The bundle that `adapt` begins with."""
+    weights: str = ""
+    """What `adapt` begins with: a bundle, a run, timm:NAME."""
 
 
 def recipes_command(settings: RecipesSettings, console: Console) -> None:
@@ -32,7 +32,7 @@ def recipes_command(settings: RecipesSettings, console: Console) -> None:
     size = RunSize(
         num_images=settings.num_images,
         device="cuda" if torch.cuda.is_available() else "cpu",
-        weights=settings.weights,
+        start=described(settings.weights) if settings.weights else None,
     )
     if settings.name:
         resolved = recipe_named(settings.name)(size)

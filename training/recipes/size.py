@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from training.config import RunConfig
+from training.starting import Start
 
 IMAGENET_IMAGES = 1_281_167
 IMAGENETTE_IMAGES = 9_469
@@ -20,14 +20,14 @@ class RunSize:
         batch_size: Images a step, if the user set it.
         steps: Updates, if the user set them.
         device: What it will run on.
-        weights: What the network begins with, if the user gave something.
+        start: The weights that the network begins with, if the user named some.
     """
 
     num_images: int
     batch_size: int | None = None
     steps: int | None = None
     device: Literal["cpu", "cuda"] = "cuda"
-    weights: Path | None = None
+    start: Start | None = None
 
     def batch(self, recommended: int) -> int:
         """The user's batch size, else the recommended one, but never more images than there are."""

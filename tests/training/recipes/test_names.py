@@ -1,5 +1,6 @@
 """Recipes: full and valid for any size of data and any length, with the numbers of their sources."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +12,13 @@ from training.errors import ConfigError
 from training.recipes.names import RECIPES, recipe_named
 from training.recipes.size import IMAGENET_IMAGES, IMAGENETTE_IMAGES, RunSize
 from training.recipes.small_data import prototypes_for, small_data
+from training.starting import described
 
-DEFAULT = Path(__file__).parents[3] / "models/default"
+DEFAULT = described(str(Path(__file__).parents[3] / "models/default"))
 
 
 def resolved(name: str, num_images: int, *, batch_size: int | None = None) -> RunConfig:
-    return recipe_named(name)(RunSize(num_images=num_images, batch_size=batch_size, weights=DEFAULT)).config
+    return recipe_named(name)(RunSize(num_images=num_images, batch_size=batch_size, start=DEFAULT)).config
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -26,7 +28,7 @@ def resolved(name: str, num_images: int, *, batch_size: int | None = None) -> Ru
 def test_every_recipe_holds_for_every_size_and_length(
     name: str, num_images: int, steps: int | None, device: Literal["cpu", "cuda"]
 ) -> None:
-    size = RunSize(num_images=num_images, steps=steps, device=device, weights=DEFAULT)
+    size = RunSize(num_images=num_images, steps=steps, device=device, start=DEFAULT)
     config = RECIPES[name](size).config
     assert RunConfig.model_validate(config.model_dump()) == config  # copies with changes are checked too
     assert config.recipe == name
@@ -168,3 +170,31 @@ def test_a_smaller_batch_makes_more_and_gentler_steps() -> None:
     whole, half = (resolved("cpu", 9_469, batch_size=batch) for batch in (64, 32))
     assert half.steps == pytest.approx(2 * whole.steps, rel=0.02)
     assert half.optimizer.peak_lr == pytest.approx(whole.optimizer.peak_lr / 2)
+
+
+def test_adapt_cuts_local_crops_in_whole_patches() -> None:
+    start = described("timm:vit_small_patch14_dinov2.lvd142m")
+    crops = RECIPES["adapt"](RunSize(num_images=1000, start=start)).config.crops
+    assert crops.global_px % 14 == crops.local_px % 14 == 0
+
+
+def test_adapt_on_a_laptop_looks_at_as_many_pixels_as_its_hour_allows() -> None:
+    large = replace(
+        DEFAULT, preprocessing=replace(DEFAULT.preprocessing, resize_px=256, crop_px=224), cell_px=32
+    )
+    laptop, gpu = (
+        RECIPES["adapt"](RunSize(num_images=3000, start=large, device=device)).config
+        for device in ("cpu", "cuda")
+    )
+    pixels = 2 * laptop.crops.global_px**2 + laptop.crops.local_count * laptop.crops.local_px**2
+    assert laptop.steps * laptop.batch_size * pixels <= 96_000 * 12_288
+    assert gpu.steps == 30 * (3000 // 64)
+
+
+def test_adapt_keeps_statistics_where_there_are_any() -> None:
+    vit = described("timm:vit_small_patch16_224.dino")
+    assert resolved("adapt", 1000).backbone.norm_statistics == "frozen"
+    assert resolved("adapt", 1000).head.batch_norm
+    of_vit = RECIPES["adapt"](RunSize(num_images=1000, start=vit)).config
+    assert of_vit.backbone.norm_statistics == "batch"
+    assert not of_vit.head.batch_norm
