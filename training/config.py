@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from dino_core.augment import View
 from dino_core.backbones import Pooling
 from dino_core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from training.trackers import TrackerName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -260,6 +261,8 @@ class RunConfig(Part):
     """bf16 computes the networks in half the bits; losses, centre and weights stay in float32."""
     log_every_steps: Count = 10
     """Steps between two lines of the log."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Where the log goes too: wandb, mlflow (installed and set up); TensorBoard files are always written."""
     backbone: BackboneConfig = BackboneConfig()
     head: HeadConfig = HeadConfig()
     crops: CropsConfig = CropsConfig()

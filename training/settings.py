@@ -27,7 +27,15 @@ from training.rundir import RunPlan, default_name, read_plan
 ENV_PREFIX = "DINO_TRAIN_"
 # What may change when a run resumes: nothing that a weight depends on, but for the last digits of another
 # device.
-OPERATIONAL = ("device", "log_every_steps", "loading.workers", "loading.cache", "checkpoints.", "guard.")
+OPERATIONAL = (
+    "device",
+    "log_every_steps",
+    "loading.workers",
+    "loading.cache",
+    "checkpoints.",
+    "guard.",
+    "trackers",
+)
 
 
 class RunSettings(BaseSettings, RunConfig):
@@ -59,6 +67,8 @@ class RunSettings(BaseSettings, RunConfig):
     """Where configuration, log and checkpoints go; runs/ and the name of the bundle if not given."""
     resume: bool = False
     """Go on with the run in the run directory, from its newest checkpoint."""
+    preview: bool = False
+    """Only write a picture of what the networks will see, preview.png in the run directory."""
     config: Path | None = None
     """TOML file with settings."""
 
