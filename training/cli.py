@@ -13,6 +13,7 @@ from training.commands.evaluate import EvalSettings, eval_command
 from training.commands.export import ExportSettings, export_command
 from training.commands.parsing import parsed
 from training.commands.recipes import RecipesSettings, recipes_command
+from training.commands.report import ReportSettings, report_command
 from training.commands.run import run_command
 from training.config import sentence_of
 from training.errors import ConfigError, TrainingError
@@ -24,6 +25,7 @@ USAGE = """usage: dino-train COMMAND ...
   recipes    list the recipes, or print one in full
   eval       measure models: k-NN, linear probe, retrieval, copies, spread and rank
   export     write the teacher of a checkpoint as a bundle
+  report     write the page that explains a run, finished or not
   attention  draw where a ViT looks
 
 dino-train COMMAND --help lists every setting of a command."""
@@ -68,11 +70,13 @@ def _dispatch(command: str, words: Sequence[str], console: Console) -> int:
             eval_command(parsed(EvalSettings, command, words), console)
         case "export":
             export_command(parsed(ExportSettings, command, words), console)
+        case "report":
+            report_command(parsed(ReportSettings, command, words), console)
         case "attention":
             attention_command(parsed(AttentionSettings, command, words), console)
         case _:
             raise ConfigError(
-                f"there is no command {command!r}: give run, recipes, eval, export or attention; --help "
-                "explains them"
+                f"there is no command {command!r}: give run, recipes, eval, export, report or attention; "
+                "--help explains them"
             )
     return 0

@@ -21,6 +21,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Steps = Annotated[int, Field(ge=0)]
 AreaRange = tuple[Fraction, Fraction]
+TrackerName = Literal["wandb", "mlflow"]
 
 
 class Part(BaseModel):
@@ -276,6 +277,8 @@ class RunConfig(Part):
     """bf16 computes the networks in half the bits; losses, centre and weights stay in float32."""
     log_every_steps: Count = 10
     """Steps between two lines of the log."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Where the log goes too: wandb, mlflow (installed and set up); TensorBoard files are always written."""
     backbone: BackboneConfig = BackboneConfig()
     head: HeadConfig = HeadConfig()
     crops: CropsConfig = CropsConfig()

@@ -27,6 +27,9 @@ from training.evaluation.monitor import Monitor, make_monitor
 from training.export import export_teacher, teacher_model
 from training.guard import Guard, Sickness
 from training.machine import keep_freed_memory
+from training.report.gallery import Gallery
+from training.report.preview import write_preview
+from training.report.writing import report_at_the_end
 from training.rundir import (
     RESULT_FILE,
     RunDirectory,
@@ -36,6 +39,7 @@ from training.rundir import (
 from training.runlog import MetricsLog, Pace, Screen, step_line
 from training.state import TrainState, new_state
 from training.step import train_step, values_at
+from training.trackers import open_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,7 @@ class Parts:
     images: Images
     loader: CanvasLoader
     monitor: Monitor | None
+    gallery: Gallery | None
     log: MetricsLog | None
     screen: Screen
     world: World
@@ -115,23 +120,45 @@ def _run_in(
     state = state or new_state(config, device=device)
 
     with contextlib.ExitStack() as stack:
+        if world.is_first:
+            stack.callback(report_at_the_end, directory.path, console)
         screen = stack.enter_context(
             Screen(total_steps=config.steps, num_prototypes=config.head.num_prototypes, console=console)
         )
         for sentence in refused:
             screen.say(f"passed over: {sentence}")
         screen.say(_opening(config, images, state, device))
+        monitor = log = gallery = None
+        if world.is_first:
+            write_preview(images, config, directory.path)
+            monitor = make_monitor(images, val_images, config.preprocessing(), config.evaluation)
+            gallery = Gallery(
+                directory.path / "pictures",
+                monitor,
+                images.class_names,
+                from_step=state.step,
+                say=screen.say,
+            )
+            trackers = stack.enter_context(
+                open_trackers(
+                    config.trackers,
+                    directory.path,
+                    config.model_dump(mode="json"),
+                    from_step=state.step,
+                    say=screen.say,
+                )
+            )
+            log = stack.enter_context(
+                MetricsLog(directory.metrics, keep_to_step=state.step, trackers=trackers)
+            )
         parts = Parts(
             config=config,
             directory=directory,
             images=images,
             loader=stack.enter_context(_loader(images, config, directory)),
-            monitor=make_monitor(images, val_images, config.preprocessing(), config.evaluation)
-            if world.is_first
-            else None,
-            log=stack.enter_context(MetricsLog(directory.metrics, keep_to_step=state.step))
-            if world.is_first
-            else None,
+            monitor=monitor,
+            gallery=gallery,
+            log=log,
             screen=screen,
             world=world,
         )
@@ -233,8 +260,11 @@ def views_of(batch: Batch, epoch: int, *, config: RunConfig, device: torch.devic
 def _evaluate(state: TrainState, parts: Parts) -> None:
     if parts.monitor is None or parts.log is None:
         return
-    measured = parts.monitor.measure(teacher_model(state, parts.config))
+    teacher = teacher_model(state, parts.config)
+    measured = parts.monitor.measure(teacher)
     parts.log.write(state.step, "evaluation", measured)
+    if parts.gallery is not None:
+        parts.gallery.hang(state.step, teacher)
     words = (
         f"effective dimensions {measured['rank_me']:.1f}" if "rank_me" in measured else "nothing to measure"
     )

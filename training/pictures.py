@@ -71,7 +71,7 @@ def neighbour_grid(
         raise ValueError(f"{len(queries)} queries need {len(queries)} lists of neighbours, all of one length")
     columns = lengths.pop() + 1
     has_text = query_labels is not None or scores is not None
-    sheet = _Sheet(len(queries), [cell_px] * columns, cell_px=cell_px, captions=has_text, heads=True)
+    sheet = _Sheet(len(queries), [cell_px] * columns, cell_px=cell_px, captions=has_text, heads=1)
     for column, words in enumerate(["query", "nearest", *map(str, range(2, columns))][:columns]):
         sheet.head(column, words)
     for row, (query, found) in enumerate(zip(queries, neighbours, strict=True)):
@@ -88,12 +88,14 @@ def neighbour_grid(
     return sheet.png()
 
 
-def augmentation_preview(
+def augmentation_preview(  # noqa: PLR0913  a picture has many parts
     views: Sequence[Tensor],
     *,
     mean: Sequence[float],
     std: Sequence[float],
     originals: Tensor | None = None,
+    names: Sequence[str] | None = None,
+    notes: Sequence[Sequence[str]] | None = None,
     most_images: int = 6,
     cell_px: int = 144,
 ) -> bytes:
@@ -104,6 +106,8 @@ def augmentation_preview(
         mean: With which they were normalised.
         std: With which they were normalised.
         originals: uint8 canvases [B, C, H, W].
+        names: What each view is called, above its size.
+        notes: For each view and image what was done to it, written under it.
         most_images: Rows at most.
         cell_px: Side of the largest view; smaller views are drawn smaller, down to a half.
 
@@ -115,19 +119,60 @@ def augmentation_preview(
     sides_px = [max(round(cell_px * view.shape[-1] / largest_px), cell_px // 2) for view in views]
     first = 0 if originals is None else 1
     sheet = _Sheet(
-        rows, [cell_px] * first + sides_px, cell_px=cell_px, heads=True, first_apart=originals is not None
+        rows,
+        [cell_px] * first + sides_px,
+        cell_px=cell_px,
+        heads=1 if names is None else 2,
+        notes=max((len(note.splitlines()) for column in notes or () for note in column), default=0),
+        first_apart=originals is not None,
     )
     if originals is not None:
         sheet.head(0, "image")
         for row in range(rows):
             sheet.place(_picture(originals[row]), row, 0)
     shift, spread = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
-    for column, view in enumerate(views, start=first):
-        sheet.head(column, f"{view.shape[-1]} px")
+    for place, view in enumerate(views):
+        size = f"{view.shape[-1]} px"
+        sheet.head(place + first, f"{names[place]}\n{size}" if names else size)
         for row in range(rows):
             pixels = (view[row].cpu() * spread + shift).clamp(0, 1).mul(255).round().byte()
-            sheet.place(_picture(pixels), row, column)
+            sheet.place(_picture(pixels), row, place + first, note=notes[place][row] if notes else "")
     return sheet.png()
+
+
+def picture_strip(images_BCHW: Tensor, *, cell_px: int = 112) -> bytes:
+    """Images one above the other, as a PNG."""
+    return _strip([_picture(image) for image in images_BCHW], cell_px)
+
+
+def attention_strip(images_BCHW: Tensor, maps_BYX: Tensor, *, cell_px: int = 112) -> bytes:
+    """Maps over their images, one above the other, as a PNG.
+
+    Args:
+        images_BCHW: uint8.
+        maps_BYX: float, any scale; each is stretched for itself.
+        cell_px: Side of a picture.
+    """
+    cells = [_heat(_picture(image), one) for image, one in zip(images_BCHW, maps_BYX, strict=True)]
+    return _strip(cells, cell_px)
+
+
+def patch_strip(colours_BYX3: Tensor, *, cell_px: int = 112) -> bytes:
+    """Patches as squares of colour, one image above the other, as a PNG; colours are from 0 to 1."""
+    pixels = colours_BYX3.mul(255).round().byte().numpy()
+    return _strip([Image.fromarray(image) for image in pixels], cell_px, smooth=False)
+
+
+def _strip(pictures: Sequence[Image.Image], cell_px: int, *, smooth: bool = True) -> bytes:
+    """Pictures one above the other with a little white between them."""
+    gap_px = 4
+    page = Image.new("RGB", (cell_px, len(pictures) * (cell_px + gap_px) - gap_px), _PAPER)
+    filter_ = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    for place, picture in enumerate(pictures):
+        page.paste(picture.resize((cell_px, cell_px), filter_), (0, place * (cell_px + gap_px)))
+    buffer = io.BytesIO()
+    page.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def attention_picture(image_CHW: Tensor, maps_AYX: Tensor, *, cell_px: int = 224, columns: int = 4) -> bytes:
@@ -258,14 +303,17 @@ class _Sheet:
         *,
         cell_px: int,
         captions: bool = False,
-        heads: bool = False,
+        heads: int = 0,
+        notes: int = 0,
         first_apart: bool = True,
     ) -> None:
         self._columns_px, self._cell_px = list(columns_px), cell_px
         gap_px = max(6, cell_px // 20)
         self._font_px = cell_px // 6  # 8 px or more where a phone shows six columns on 360
-        self._head_px = round(1.6 * self._font_px) if heads else gap_px
-        self._row_px = cell_px + gap_px + (round(1.5 * self._font_px) if captions else 0)
+        self._note_px = max(8, cell_px // 10)
+        self._head_px = round((0.6 + heads) * self._font_px) if heads else gap_px
+        below_px = round(1.5 * self._font_px) if captions else round(1.2 * self._note_px * notes)
+        self._row_px = cell_px + gap_px + below_px
         self._lefts_px = [gap_px]
         for place, side_px in enumerate(self._columns_px):
             apart_px = 2 * gap_px if first_apart and place == 0 else 0
@@ -274,8 +322,11 @@ class _Sheet:
         self._draw = ImageDraw.Draw(self._page)
 
     def head(self, column: int, words: str) -> None:
-        """Writes above a column."""
-        self._write(words, column, self._head_px / 2, _FAINT)
+        """Writes above a column, one line for each line of the words."""
+        lines = words.splitlines()
+        top_px = (self._head_px - len(lines) * self._font_px) / 2
+        for place, line in enumerate(lines):
+            self._write(line, column, top_px + (place + 0.5) * self._font_px, _FAINT)
 
     def place(
         self,
@@ -284,9 +335,10 @@ class _Sheet:
         column: int,
         *,
         caption: str = "",
+        note: str = "",
         colour: tuple[int, int, int] | None = None,
     ) -> None:
-        """Puts a picture in the middle of its cell, whole; a bar and the caption, if any, go below."""
+        """Puts a picture in the middle of its cell, whole; a bar, caption or small lines go below."""
         left, top = self._lefts_px[column], self._head_px + row * self._row_px
         side_px = self._columns_px[column]
         scale = side_px / max(picture.size)
@@ -298,12 +350,24 @@ class _Sheet:
             bar_px = max(3, self._cell_px // 28)
             self._draw.rectangle((left, bottom, left + side_px - 1, bottom + bar_px - 1), fill=colour)
         self._write(caption, column, bottom + 0.9 * self._font_px, colour or _INK)
+        for line_number, line in enumerate(note.splitlines()):
+            middle_px = bottom + 1.2 * self._note_px * (line_number + 0.7)
+            self._write(line, column, middle_px, _FAINT, size_px=self._note_px)
 
-    def _write(self, words: str, column: int, middle_px: float, colour: tuple[int, int, int]) -> None:
+    def _write(
+        self,
+        words: str,
+        column: int,
+        middle_px: float,
+        colour: tuple[int, int, int],
+        *,
+        size_px: int | None = None,
+    ) -> None:
         """Centres words in a column: smaller if it is too narrow, and then cut with an ellipsis."""
-        side_px, size_px = self._columns_px[column], self._font_px
+        side_px, wished_px = self._columns_px[column], size_px or self._font_px
+        size_px = wished_px
         font = ImageFont.load_default(size_px)
-        while font.getlength(words) > side_px and size_px > 0.7 * self._font_px:
+        while font.getlength(words) > side_px and size_px > 0.7 * wished_px:
             size_px -= 1
             font = ImageFont.load_default(size_px)
         shown = words

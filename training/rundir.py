@@ -5,6 +5,10 @@ runs/NAME/
     metrics.jsonl    one line a logged step or evaluation
     checkpoints/     see training.checkpoint
     skipped.json     files that could not be read, with the reason
+    preview.png      what the networks see of a few images
+    pictures/        what the teacher sees of a few images, at each evaluation (training.report.gallery)
+    tensorboard/     the log once more, for TensorBoard
+    report.html      the run's account of itself, written when it ends or stops
     result.json      there when the run is finished: the bundle and its measurements
 """
 
@@ -175,8 +179,11 @@ def _refuse_old_run(directory: RunDirectory) -> None:
         CONFIG_FILE,
         "metrics.jsonl",
         "skipped.json",
+        "preview.png",
+        "report.html",
+        "trackers.json",
     }
-    if foreign - {"checkpoints", "cache"}:
+    if foreign - {"checkpoints", "cache", "pictures", "tensorboard", "wandb"}:
         raise RunDirectoryError(
             f"{path} is not empty (it holds {sorted(foreign)[0]}): give --run-dir a new or empty folder"
         )

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from training.step import StepMetrics, StepValues
+from training.trackers import Tracker, numbers_in
 
 PLAIN_LINE_EVERY_S = (
     20.0  # where there is no terminal: often enough to see that it lives, seldom enough for a log
@@ -21,15 +22,17 @@ PLAIN_LINE_EVERY_S = (
 
 
 class MetricsLog:
-    """A file of JSON objects, one a line, each with `step` and `kind` ("step" or "evaluation")."""
+    """A file of JSON objects, one a line, each with `step` and `kind` ("step", "evaluation" or "event")."""
 
-    def __init__(self, path: Path, *, keep_to_step: int) -> None:
+    def __init__(self, path: Path, *, keep_to_step: int, trackers: Sequence[Tracker] = ()) -> None:
         """Opens the log and forgets what came after a step, which a resumed run will do again.
 
         Args:
             path: Of the file.
             keep_to_step: The step that the run goes on from.
+            trackers: Which get the numbers of each line too.
         """
+        self._trackers = trackers
         kept = [line for line in read_metrics(path) if line["step"] <= keep_to_step]
         temporary = path.with_name(f".{path.name}.partial")
         temporary.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
@@ -51,6 +54,8 @@ class MetricsLog:
             for key, value in values.items()
         }
         self._file.write(json.dumps({"step": step, "kind": kind, **plain}) + "\n")
+        for tracker in self._trackers:
+            tracker.write(step, numbers_in(kind, plain))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ OPERATIONAL = (
     "loading.cache",
     "checkpoints.",
     "guard.",
+    "trackers",
 )
 
 
@@ -76,6 +77,8 @@ class RunSettings(BaseSettings, RunConfig):
     """Where configuration, log and checkpoints go; runs/ and the name of the bundle if not given."""
     resume: bool = False
     """Go on with the run in the run directory, from its newest checkpoint."""
+    preview: bool = False
+    """Only write a picture of what the networks will see, preview.png in the run directory."""
     config: Path | None = None
     """TOML file with settings."""
     plan_only: bool = False

@@ -8,9 +8,11 @@ from rich.console import Console
 
 from training.commands.recipes import print_reasons
 from training.data.opening import open_split
+from training.distributed import World
 from training.errors import ConfigError
 from training.loop import choose_device, run
-from training.rundir import RunPlan, read_plan
+from training.report.preview import preview_of
+from training.rundir import RunPlan, own_run_directory, read_plan
 from training.settings import RunSettings, refuse_changes_on_resume, refuse_unknown_environment
 from training.sizing import Sizes, sizes_of
 
@@ -26,6 +28,11 @@ def run_command(settings: RunSettings) -> int:
         return 0
     if settings.resume:
         refuse_changes_on_resume(read_plan(settings.run_dir).config, plan.config)
+    if settings.preview:
+        with own_run_directory(settings.run_dir, plan, resume=settings.resume, world=World()) as directory:
+            path = preview_of(plan, directory.path)
+            Console().print(str(path), markup=False, highlight=False, soft_wrap=True)
+        return 0
     console = Console(stderr=True)
     if not settings.resume:
         print_reasons(plan.reasons, console)

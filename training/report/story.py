@@ -1,0 +1,211 @@
+"""A run directory -> what happened in it, with a verdict in plain words; reads files, draws nothing.
+
+Whatever is missing (an unfinished run, one of another version) is left out: this reads JSON, not settings.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from training.errors import RunDirectoryError
+from training.guard import LEAST_INFORMATION_NATS
+from training.rundir import CONFIG_FILE, RESULT_FILE
+from training.runlog import read_metrics
+
+State = Literal["healthy", "collapsed", "unfinished"]
+
+_LAST_LINES = 5  # a single step proves nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened at a step."""
+
+    step: int
+    name: str
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How the run went: one word, and sentences."""
+
+    state: State
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """What a run directory tells.
+
+    Attributes:
+        run_dir: Where it lies.
+        config: All settings, as saved.
+        saved: The whole of config.json.
+        steps: Log lines of steps.
+        evaluations: Log lines of measurements.
+        events: In the order of steps.
+        result: What the run ended with; none while it has not.
+        skipped: Files that could not be read, with the reason.
+        data_check: What the check of the data found, if there was one.
+        verdict: How it went.
+    """
+
+    run_dir: Path
+    config: Mapping[str, Any]
+    saved: Mapping[str, Any]
+    steps: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    events: list[Event]
+    result: Mapping[str, Any] | None
+    skipped: Mapping[str, Any]
+    data_check: Mapping[str, Any] | None
+    verdict: Verdict
+
+    @property
+    def num_prototypes(self) -> int:
+        """K."""
+        return int(_part(self.config, "head").get("num_prototypes", 0))
+
+    @property
+    def last_step(self) -> int:
+        """The last step that the log knows."""
+        return max((line["step"] for line in [*self.steps, *self.evaluations]), default=0)
+
+
+def read_story(run_dir: Path) -> Story:
+    """Reads a run's folder.
+
+    Raises:
+        RunDirectoryError: There is no run in it.
+    """
+    saved = _json(run_dir / CONFIG_FILE)
+    if saved is None or not isinstance(saved.get("config"), dict):
+        raise RunDirectoryError(
+            f"there is no run in {run_dir} ({CONFIG_FILE} is missing or cannot be read): give the folder of "
+            "a run, such as runs/NAME"
+        )
+    config: dict[str, Any] = saved["config"]
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    steps = [line for line in lines if line.get("kind") == "step"]
+    evaluations = [line for line in lines if line.get("kind") == "evaluation"]
+    told = [line for line in lines if line.get("kind") == "event"]
+    result = _json(run_dir / RESULT_FILE)
+    last_step = max((line["step"] for line in [*steps, *evaluations]), default=0)
+    return Story(
+        run_dir=run_dir,
+        config=config,
+        saved=saved,
+        steps=steps,
+        evaluations=evaluations,
+        events=_events(config, told, last_step),
+        result=result,
+        skipped=_json(run_dir / "skipped.json") or {},
+        data_check=_json(run_dir / "data-check.json"),
+        verdict=_verdict(config, steps, evaluations, told, result=result),
+    )
+
+
+def information_nats(line: Mapping[str, Any], num_prototypes: int) -> float | None:
+    """What the teacher's answer tells about the image: entropy of its mean answer less its mean entropy."""
+    usage, entropy = line.get("prototype_usage"), line.get("teacher_entropy_nats")
+    if not isinstance(usage, int | float) or not isinstance(entropy, int | float) or num_prototypes < 1:
+        return None
+    return math.log(max(usage * num_prototypes, 1e-9)) - entropy
+
+
+def _events(config: Mapping[str, Any], told: list[dict[str, Any]], last_step: int) -> list[Event]:
+    """What the schedules bring, as far as the run has come, and what the log tells."""
+    optimizer, loss = _part(config, "optimizer"), _part(config, "loss")
+    planned = (
+        (optimizer.get("warmup_steps"), "warm-up ends", "the learning rate is at its peak"),
+        (optimizer.get("freeze_last_layer_steps"), "last layer thaws", "the prototypes begin to learn"),
+        (
+            loss.get("teacher_temperature_warmup_steps"),
+            "temperature at its end",
+            f"the teacher's temperature stays at {loss.get('teacher_temperature')}",
+        ),
+    )
+    events = [
+        Event(step=int(step), name=name, words=words)
+        for step, name, words in planned
+        if isinstance(step, int) and 0 < step <= last_step
+    ]
+    events += [
+        Event(step=line["step"], name=str(line.get("event", "event")), words=str(line.get("words", "")))
+        for line in told
+    ]
+    return sorted(events, key=lambda event: event.step)
+
+
+def _verdict(
+    config: Mapping[str, Any],
+    steps: list[dict[str, Any]],
+    evaluations: list[dict[str, Any]],
+    told: list[dict[str, Any]],
+    *,
+    result: Mapping[str, Any] | None,
+) -> Verdict:
+    sentences: list[str] = []
+    total, last = config.get("steps"), steps[-1]["step"] if steps else 0
+    state: State = "healthy" if result is not None else "unfinished"
+    prototypes = int(_part(config, "head").get("num_prototypes", 0))
+    found = [information_nats(line, prototypes) for line in steps[-_LAST_LINES:]]
+    known = [nats for nats in found if nats is not None]
+    sick = [str(line.get("words", "")) for line in told if line.get("event") == "sickness"]
+    if known and len(steps) >= _LAST_LINES and median(known) <= LEAST_INFORMATION_NATS:
+        state = "collapsed"
+        sentences.append(
+            "The teacher gives every image the same answer: its embeddings are worthless, whatever the loss "
+            "says."
+        )
+    sentences += [f"The guard said: {words}" for words in sick[-1:]]
+    if result is None:
+        sentences.append(
+            f"The run has come to step {last:,} of {total:,}; it goes on with dino-train run --resume."
+            if isinstance(total, int)
+            else f"The run has come to step {last:,}."
+        )
+    else:
+        sentences.append(f"All {last:,} steps were taken, and the teacher is written as a bundle.")
+    return Verdict(state=state, sentences=(*sentences, *_gain(evaluations)))
+
+
+def _gain(evaluations: list[dict[str, Any]]) -> list[str]:
+    """k-NN now against the untrained network, or the rank where there are no classes."""
+    measured = [line for line in evaluations if isinstance(line.get("knn_percent"), int | float)]
+    if measured:
+        last = measured[-1]
+        on = "held-out images" if last.get("knn_kind") == "val" else "images of the training folder"
+        sentence = f"k-NN on {on}: {last['knn_percent']:.1f} % at step {last['step']:,}"
+        if measured[0]["step"] == 0 and len(measured) > 1:
+            before = measured[0]["knn_percent"]
+            gained = last["knn_percent"] - before
+            meaning = "the training has helped" if gained > 0 else "the training has not helped (yet)"
+            sentence += f", untrained {before:.1f} %: {gained:+.1f} points, {meaning}"
+        return [f"{sentence}."]
+    ranks = [line for line in evaluations if isinstance(line.get("rank_me"), int | float)]
+    if not ranks:
+        return ["Nothing was measured yet."]
+    return [
+        f"There are no classes to measure accuracy with; the embeddings use {ranks[-1]['rank_me']:.1f} "
+        f"effective dimensions (untrained {ranks[0]['rank_me']:.1f})."
+    ]
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = config.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """An object in a file; none where there is no such file, or something else in it."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
