@@ -53,6 +53,8 @@ format: $(INSTALLED) ## Formats and mends what can be mended
 
 bench: $(INSTALLED) ## Measures against the limit of this machine; nothing else may compute meanwhile
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.augmentation
 	$(BIN)/python -m benchmarks.search
 	$(BIN)/python -m benchmarks.upserts
 	$(BIN)/python -m benchmarks.ingest

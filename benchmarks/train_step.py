@@ -34,7 +34,7 @@ from training.step import train_step
 
 BATCH, GLOBAL_PX, LOCAL_PX, LOCALS, PROTOTYPES = 16, 224, 96, 8, 65_536
 WIDTH, DEPTH, PATCH_PX = 192, 12, 16
-STEPS, ROUNDS = 4, 2
+STEPS, ROUNDS = 5, 3
 RESULT = Path(__file__).with_suffix(".json")
 
 

@@ -152,7 +152,8 @@ def read_plan(run_dir: Path) -> RunPlan:
 def default_name(data: Path) -> str:
     """The name of a run on a folder, if the user gives none."""
     resolved = data.resolve()
-    return resolved.parent.name if resolved.name == "train" else resolved.name
+    name = resolved.stem if resolved.suffix else resolved.name
+    return resolved.parent.name if name == "train" or "*" in name else name
 
 
 def _refuse_old_run(directory: RunDirectory) -> None:

@@ -67,7 +67,7 @@ class RunSettings(BaseSettings, RunConfig):
     )
 
     data: Path = Field()
-    """Folder of images, flat or nested; with train/ and val/ in it, val/ measures."""
+    """Folder of images (with train/ and val/ in it, val/ measures), list of files, or tar shards."""
     val_data: Path | None = None
     """Folder of labelled images (a folder for each class) to measure with; never trained on."""
     out: Path

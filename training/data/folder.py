@@ -28,6 +28,8 @@ class ImageList:
     labels_N: Tensor | None = None
     """int64; None where folders are no classes."""
     class_names: tuple[str, ...] = ()
+    listed_in: Path | None = None
+    """The list that names them, if they were not looked for."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -38,8 +40,8 @@ class ImageList:
 
     @property
     def origin(self) -> str:
-        """The folder."""
-        return str(self.root)
+        """The folder, or the list."""
+        return str(self.listed_in or self.root)
 
     def read(self, index: int) -> bytes:
         """The file's bytes."""
