@@ -95,8 +95,8 @@ class CropsConfig(Part):
     """How often the first global, the second global and a local crop are blurred."""
     blur_sigma_px: tuple[Positive, Positive] = (0.1, 2.0)
     """Range of the blur, in pixels of the crop."""
-    solarise_probability: Fraction = 0.2
-    """How often the second global crop is solarised."""
+    solarise_probability: tuple[Fraction, Fraction, Fraction] = (0.0, 0.2, 0.0)
+    """How often the first global, the second global and a local crop are solarised."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of each channel, with pixels in [0, 1]."""
     std: tuple[Positive, ...] = IMAGENET_STD
@@ -129,10 +129,12 @@ class CropsConfig(Part):
                 blur_sigma_px=self.blur_sigma_px,
                 solarise_probability=solarise_probability,
             )
-            for size_px, area, blur_probability, solarise_probability in (
-                (self.global_px, self.global_area, self.blur_probability[0], 0.0),
-                (self.global_px, self.global_area, self.blur_probability[1], self.solarise_probability),
-                (self.local_px, self.local_area, self.blur_probability[2], 0.0),
+            for size_px, area, blur_probability, solarise_probability in zip(
+                (self.global_px, self.global_px, self.local_px),
+                (self.global_area, self.global_area, self.local_area),
+                self.blur_probability,
+                self.solarise_probability,
+                strict=True,
             )
         )
         return (first, second, *[local] * self.local_count)

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSuppress, PydanticBaseSettingsSource, SettingsConfigDict
 
 from training.config import RunConfig, differences
-from training.data.images import Images
+from training.data.images import Images, median_side_px
 from training.data.opening import open_split
 from training.errors import ConfigError, RunDirectoryError
 from training.recipes.names import recipe_named
@@ -199,6 +199,7 @@ class _BaseSource(PydanticBaseSettingsSource):
             steps=_count(given, "steps"),
             device="cuda" if torch.cuda.is_available() and given.get("device") != "cpu" else "cpu",
             start=_start(given),
+            side_px=median_side_px(images),
         )
         recipe = recipe_named(given.get("recipe") or _default_recipe(size))
         if given.get("batch_size") == AUTO:

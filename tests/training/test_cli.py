@@ -1,13 +1,21 @@
 """The command line: what it prints, what it refuses, and with which status."""
 
 import json
+import re
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 
 from tests.training.conftest import MakeFolder
 from training.cli import main
+from training.commands.parsing import parsed
+from training.recipes.about import ABOUT
+from training.recipes.names import RECIPES
+from training.recipes.size import RunSize
+from training.settings import RunSettings
 
 FAST = ("--steps", "2", "--batch-size", "4", "--device", "cpu")
 
@@ -150,12 +158,35 @@ def test_an_unknown_variable_is_refused(
     assert "DINO_TRAIN_LERNRATE names no setting" in capsys.readouterr().err
 
 
-def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_are_listed_with_what_is_known_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
-    assert "vit-small-16-imagenet: Official" in listed
-    assert main(["recipes", "cpu", "--num-images", "1000"]) == 0
-    assert json.loads(capsys.readouterr().out)["recipe"] == "cpu"
+    for name, about in ABOUT.items():
+        lines = listed.split(f"{name}: ", maxsplit=1)[1].split("\n\n")[0]
+        assert all(words in lines for words in (about.data, about.takes, about.result, about.source)), name
+    assert (
+        "network resnet18, crops 2 x 128 + 6 x 64 px, 2,048 prototypes, 7,200 steps of 256 images" in listed
+    )
+    assert "--weights models/NAME" in listed
+
+
+@pytest.mark.parametrize("name", ["cpu", "resnet18-cifar10", "vit-small-16-imagenet"])
+def test_a_recipe_is_printed_as_a_settings_file_that_gives_it_again(
+    name: str, make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipes", name, "--num-images", "1000"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "mine.toml").write_text(printed)
+    settings = parsed(
+        RunSettings, "run", ["--data", str(make_folder()), "--config", str(tmp_path / "mine.toml")]
+    )
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    assert settings.plan().config == RECIPES[name](RunSize(num_images=1000, device=device)).config
+    official = [line for line in printed.splitlines() if "# official" in line]
+    assert len(official) == (0 if name == "vit-small-16-imagenet" else len(official))
+    assert all(re.search(r"# official .+: \S", line) for line in official)
+    if name == "resnet18-cifar10":
+        assert 'name = "resnet18"  # official "vit_small_patch16_224": the source\'s first layer' in printed
 
 
 def test_help_says_where_settings_come_from(capsys: pytest.CaptureFixture[str]) -> None:

@@ -258,7 +258,7 @@ def test_a_collapsed_run_stops_or_only_warns(
         path.write_bytes((data / "across-0.png").read_bytes())
     changes: dict[str, Any] = {
         "crops": {"jitter_probability": 0, "grey_probability": 0, "blur_probability": [0, 0, 0]}
-        | {"solarise_probability": 0, "global_area": [1, 1]},
+        | {"solarise_probability": [0, 0, 0], "global_area": [1, 1]},
         "head": {"num_prototypes": 8},
     }
     config = make_config(**changes, guard={"patience_steps": 2, "stop": False})

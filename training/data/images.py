@@ -4,9 +4,15 @@ Dimension key: N images of the data set
 """
 
 from collections.abc import Sequence
+from statistics import median_low
 from typing import Protocol
 
 from torch import Tensor
+
+from dino_core.errors import ImageError
+from dino_core.preprocess import read_header
+
+_LOOKED_AT = 32
 
 
 class UnreadableImage(Exception):
@@ -50,3 +56,15 @@ class Images(Protocol):
     def stamp(self, index: int) -> str:
         """What changes when the image may have changed, such as size and time of its file; cheap."""
         ...
+
+
+def median_side_px(images: Images) -> int | None:
+    """The median of the shorter sides of some images, from all over the data; None if none can be read."""
+    sides: list[int] = []
+    for index in range(0, len(images), max(1, len(images) // _LOOKED_AT)):
+        try:
+            header = read_header(images.read(index))
+        except (OSError, ImageError, UnreadableImage):
+            continue
+        sides.append(min(header.width_px, header.height_px))
+    return median_low(sides) if sides else None

@@ -83,7 +83,7 @@ def vit_small_16_imagenette(size: RunSize) -> Resolved:
     """ViT-S/16 on Imagenette at 224 px, 200 epochs at batch 128: 83.8 % k-NN, 86.1 % linear on an A100.
 
     Source: galilai-group/stable-pretraining, `benchmarks/imagenet10` (k = 20, teacher, best epoch). Blur and
-    solarise are as likely in every crop there, and solarise is on the second global crop only here.
+    solarise are as likely in every crop. Rates change with the epoch there, and with the step here.
     """
     batch_size = size.batch(128)
     steps = size.steps_for(200, batch_size=batch_size)
@@ -95,7 +95,9 @@ def vit_small_16_imagenette(size: RunSize) -> Resolved:
             batch_size=batch_size,
             precision="bf16",
             backbone=BackboneConfig(drop_path=0.0),
-            crops=CropsConfig(local_count=6, blur_probability=(0.5, 0.5, 0.5)),
+            crops=CropsConfig(
+                local_count=6, blur_probability=(0.5, 0.5, 0.5), solarise_probability=(0.2, 0.2, 0.2)
+            ),
             loss=LossConfig(
                 teacher_temperature=0.07,
                 teacher_temperature_start=0.04,

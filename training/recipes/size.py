@@ -21,6 +21,7 @@ class RunSize:
         steps: Updates, if the user set them.
         device: What it will run on.
         start: The weights that the network begins with, if the user named some.
+        side_px: Median of the images' shorter sides, if it is known.
     """
 
     num_images: int
@@ -28,6 +29,7 @@ class RunSize:
     steps: int | None = None
     device: Literal["cpu", "cuda"] = "cuda"
     start: Start | None = None
+    side_px: int | None = None
 
     def batch(self, recommended: int) -> int:
         """The user's batch size, else the recommended one, but never more images than there are."""

@@ -1,5 +1,6 @@
 """Recipes: full and valid for any size of data and any length, with the numbers of their sources."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -7,12 +8,15 @@ from typing import Literal
 import pytest
 
 from dino_core.backbones import make_backbone
-from training.config import RunConfig
+from training.config import RunConfig, differences
 from training.errors import ConfigError
+from training.recipes.about import ABOUT
 from training.recipes.names import RECIPES, recipe_named
 from training.recipes.size import IMAGENET_IMAGES, IMAGENETTE_IMAGES, RunSize
 from training.recipes.small_data import prototypes_for, small_data
+from training.settings import spelled
 from training.starting import described
+from training.step import values_at
 
 DEFAULT = described(str(Path(__file__).parents[3] / "models/default"))
 
@@ -92,7 +96,7 @@ def test_the_boosted_run_warms_its_temperature_for_30_of_300_epochs() -> None:
 def test_the_official_resnet_has_its_own_optimiser_and_crops() -> None:
     config = resolved("resnet50-imagenet", IMAGENET_IMAGES)
     assert config.optimizer.name == "sgd"
-    assert config.optimizer.peak_lr == pytest.approx(0.03 * 1024 / 256)
+    assert config.optimizer.peak_lr == pytest.approx(0.03 * 512 / 256)
     assert (config.optimizer.weight_decay_start, config.optimizer.weight_decay_end) == (1e-4, 1e-4)
     assert (config.crops.global_area, config.crops.local_area) == ((0.14, 1.0), (0.05, 0.14))
 
@@ -112,7 +116,10 @@ def test_the_published_small_runs_have_the_published_numbers() -> None:
     assert all(view.blur_probability == 0 for view in cifar.crops.views())
     assert cifar.head.num_layers == 2
 
+    assert [view.solarise_probability for view in cifar.crops.views()] == [0, 0.2]
+
     vit = resolved("vit-small-16-imagenette", IMAGENETTE_IMAGES)
+    assert {(view.blur_probability, view.solarise_probability) for view in vit.crops.views()} == {(0.5, 0.2)}
     epoch_steps = IMAGENETTE_IMAGES // 128
     assert (vit.batch_size, vit.steps) == (128, 200 * epoch_steps)
     assert vit.optimizer.peak_lr == 5e-4
@@ -146,6 +153,27 @@ def test_small_data_goes_between_the_ends_of_its_table(
     share = min(1, max(0, (num_images - 20_000) / (IMAGENET_IMAGES - 20_000)))
     assert config.loss.teacher_temperature == pytest.approx(0.02 + 0.05 * share, abs=1e-3)
     assert config.teacher.momentum_start == pytest.approx(0.99 + 0.006 * share, abs=1e-4)
+    # Twice the batch looks back on half as many steps, which are as many images.
+    twice = small_data(RunSize(num_images=num_images, device=device, batch_size=2 * config.batch_size)).config
+    assert twice.teacher.momentum_start == pytest.approx(config.teacher.momentum_start**2, abs=1e-4)
+
+
+def test_small_data_takes_a_larger_vit_for_many_pictures_and_none_for_tiny_ones() -> None:
+    names = {
+        (num_images, side_px): small_data(
+            RunSize(num_images=num_images, side_px=side_px)
+        ).config.backbone.name
+        for num_images, side_px in ((99_999, 500), (100_000, 500), (100_000, None), (50_000, 32))
+    }
+    assert names == {
+        (99_999, 500): "vit_tiny_patch16_224",
+        (100_000, 500): "vit_small_patch16_224",
+        (100_000, None): "vit_small_patch16_224",
+        (50_000, 32): "resnet10t",
+    }
+    tiny = small_data(RunSize(num_images=50_000, side_px=32))
+    assert tiny.config.steps == 100 * (50_000 // 64)
+    assert "32 px" in tiny.reasons["backbone.name"]
 
 
 def test_small_data_on_a_laptop_is_a_small_convolutional_network() -> None:
@@ -198,3 +226,63 @@ def test_adapt_keeps_statistics_where_there_are_any() -> None:
     of_vit = RECIPES["adapt"](RunSize(num_images=1000, start=vit)).config
     assert of_vit.backbone.norm_statistics == "batch"
     assert not of_vit.head.batch_norm
+
+
+def test_the_official_schedules_are_the_official_formulas() -> None:
+    """`cosine_scheduler` and the list of temperatures of the official code, spelt out."""
+    config = resolved("vit-small-16-imagenet-boost", IMAGENET_IMAGES)
+    epoch, total = IMAGENET_IMAGES // 1024, 300 * (IMAGENET_IMAGES // 1024)
+    peak, warmup = 5e-4 * 1024 / 256, 10 * epoch
+
+    def half_cosine(start: float, end: float, share: float) -> float:
+        return end + 0.5 * (start - end) * (1 + math.cos(math.pi * share))
+
+    for step in (
+        0,
+        1,
+        epoch - 1,
+        epoch,
+        warmup - 1,
+        warmup,
+        15 * epoch,
+        29 * epoch,
+        150 * epoch + 7,
+        total - 1,
+    ):
+        now = values_at(step, config)
+        rate = (
+            peak * step / (warmup - 1)
+            if step < warmup
+            else half_cosine(peak, 1e-6, (step - warmup) / (total - warmup))
+        )
+        assert now.learning_rate == pytest.approx(rate, rel=1e-9)
+        assert now.weight_decay == pytest.approx(half_cosine(0.04, 0.4, step / total), rel=1e-9)
+        assert now.teacher_momentum == pytest.approx(half_cosine(0.996, 1, step / total), rel=1e-12)
+        temperature = 0.04 + 0.03 * min(1, (step // epoch) / 29)  # numpy.linspace(0.04, 0.07, 30), then 0.07
+        assert now.teacher_temperature == pytest.approx(temperature, rel=1e-9)
+        assert now.last_layer_frozen == (step < epoch)
+
+
+def test_everything_is_told_of_every_recipe() -> None:
+    assert set(ABOUT) == set(RECIPES)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_whatever_is_not_as_in_the_official_run_has_a_reason(
+    name: str, device: Literal["cpu", "cuda"]
+) -> None:
+    size = RunSize(num_images=30_000, device=device, start=DEFAULT)
+    official = RECIPES["vit-small-16-imagenet"](size).config
+    ours = RECIPES[name](size)
+    for difference in differences(official, ours.config):
+        setting = difference.partition(" ")[0]
+        assert ours.reasons.get(setting) or ABOUT[name].reason(setting), setting
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_reason_begins_with_the_value_that_it_is_for(name: str, device: Literal["cpu", "cuda"]) -> None:
+    ours = RECIPES[name](RunSize(num_images=30_000, device=device, start=DEFAULT))
+    for setting, reason in ours.reasons.items():
+        assert reason.startswith(spelled(ours.config, setting)), setting
