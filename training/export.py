@@ -73,7 +73,12 @@ def export_teacher(
         "data": dict(data),
         "seed": config.seed,
         "adapted_from": _origin(config),
-        "metrics": {"untrained": evaluations[0], "teacher": evaluations[-1]} if len(evaluations) > 1 else {},
+        "metrics": {
+            "untrained" if config.backbone.weights is None else "start": evaluations[0],
+            "teacher": evaluations[-1],
+        }
+        if len(evaluations) > 1
+        else {},
         "versions": {name: version(name) for name in ("dinoserve", "torch", "timm")}
         | {"python": platform.python_version()},
     }
@@ -115,6 +120,12 @@ def model_card(
     """The bundle's README: what it is, what it was measured to do, and what it is not for."""
     preprocessing = config.preprocessing()
     images = f"{data['images']:,} images" if "images" in data else "images"
+    came_from = _origin(config)
+    origin = (
+        f"\n| adapted from | {' '.join(f'`{word}`' for word in came_from.values())} |" if came_from else ""
+    )
+    start = "the weights as they came" if came_from else "the same network untrained"
+    terms = ", and as the weights that they were adapted from" if came_from else ""
     curves_part = "\n![Loss and k-NN accuracy over the run](curves.png)\n" if with_curves else ""
     return f"""# {name}
 
@@ -126,13 +137,13 @@ https://arxiv.org/abs/2104.14294) with dinoserve. The weights are the teacher's 
 | network | `{config.backbone.name}` (timm), trained at {config.crops.global_px} px |
 | input | shorter side to {preprocessing.resize_px} px (bicubic), centre crop {preprocessing.crop_px} px |
 | data | {images} of `{data.get("name", "unknown")}`{_classes(data)}; labels were not used |
-| recipe | `{config.recipe}`, {steps:,} steps of {config.batch_size} images, seed {config.seed} |
+| recipe | `{config.recipe}`, {steps:,} steps of {config.batch_size} images, seed {config.seed} |{origin}
 
 Use it: `dino-serve run --model models/{name}`, or without dinoserve
 `timm.create_model("local-dir:models/{name}", pretrained=True)`.
 
 ## Measured
-{_measured(evaluations)}{curves_part}
+{_measured(evaluations, start=start)}{curves_part}
 Every setting of the run is in `manifest.json` under `provenance`.
 
 ## Limits
@@ -143,8 +154,8 @@ Every setting of the run is in `manifest.json` under `provenance`.
   decide about people.
 
 ## Licence
-The weights are as free as the images that they were trained on: see the terms of those. The code that made
-them is Apache-2.0.
+The weights are as free as the images that they were trained on{terms}: see the terms of those. The code that
+made them is Apache-2.0.
 """
 
 
@@ -157,7 +168,7 @@ def _origin(config: RunConfig) -> dict[str, str] | None:
     return {**name, "fingerprint": fingerprint} if fingerprint else name
 
 
-def _measured(evaluations: Sequence[Mapping[str, Any]]) -> str:
+def _measured(evaluations: Sequence[Mapping[str, Any]], *, start: str) -> str:
     if len(evaluations) < 2:
         return "Nothing was measured during the run: see `dino-train eval`.\n"
     first, last = evaluations[0], evaluations[-1]
@@ -178,7 +189,7 @@ def _measured(evaluations: Sequence[Mapping[str, Any]]) -> str:
         for title, key, form in rows
         if key in first and key in last
     )
-    return f"| | the same network untrained | this teacher |\n|---|---|---|\n{table}\n{sentence}"
+    return f"| | {start} | this teacher |\n|---|---|---|\n{table}\n{sentence}"
 
 
 def _classes(data: Mapping[str, Any]) -> str:

@@ -270,7 +270,8 @@ def _evaluate(state: TrainState, parts: Parts) -> None:
     )
     if "knn_percent" in measured:
         words = f"k-NN ({measured['knn_kind']}) {measured['knn_percent']:.1f} %, {words}"
-    parts.screen.say(f"step {state.step}: {words}" + (" (untrained)" if state.step == 0 else ""))
+    begun = "as the weights came" if parts.config.backbone.weights else "untrained"
+    parts.screen.say(f"step {state.step}: {words}" + (f" ({begun})" if state.step == 0 else ""))
 
 
 def _save(state: TrainState, parts: Parts) -> None:

@@ -110,6 +110,11 @@ def test_adapt_goes_on_from_a_bundle_and_resumes_without_it(
     adapted = read_manifest(out)
     origin = adapted.provenance["adapted_from"]
     assert origin == {"name": "first", "fingerprint": read_manifest(bundle).fingerprint}
+    assert "(as the weights came)" in said
+    card = (out / "README.md").read_text()
+    assert f"| adapted from | `first` `{origin['fingerprint']}` |" in card
+    assert "| the weights as they came | this teacher |" in card
+    assert "untrained" not in card
 
     bundle.rename(tmp_path / "moved away")
     for leftover in (out, run_dir / "result.json", run_dir / "checkpoints/step-00000004"):
