@@ -42,12 +42,25 @@ class Sickness(Enum):
     )
 
 
+def information_nats(prototype_usage: float, teacher_entropy_nats: float, *, num_prototypes: int) -> float:
+    """What the teacher's answer tells about the image: entropy of its mean answer less its mean entropy.
+
+    Args:
+        prototype_usage: Share of the prototypes that the mean answer uses, exp(its entropy) / K.
+        teacher_entropy_nats: Mean entropy of the answers.
+        num_prototypes: K.
+    """
+    return math.log(max(prototype_usage * num_prototypes, 1e-9)) - teacher_entropy_nats
+
+
 def diagnose(metrics: StepMetrics, *, num_prototypes: int) -> Sickness | None:
     """What one step looks like; a single step proves nothing yet."""
     if not metrics.is_finite:
         return Sickness.NOT_FINITE
-    mean_answer_entropy = math.log(max(metrics.prototype_usage * num_prototypes, 1e-9))
-    if mean_answer_entropy - metrics.teacher_entropy_nats > LEAST_INFORMATION_NATS:
+    told_nats = information_nats(
+        metrics.prototype_usage, metrics.teacher_entropy_nats, num_prototypes=num_prototypes
+    )
+    if told_nats > LEAST_INFORMATION_NATS:
         return None
     share = metrics.teacher_entropy_nats / math.log(num_prototypes)
     if share > UNIFORM_SHARE:

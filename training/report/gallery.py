@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from dino_core.embedding import EmbeddingModel
 from dino_core.errors import BackboneError
+from dino_core.knn import weighted_knn
 from training.checkpoint import write_synced
 from training.evaluation.folder import TEMPERATURE, embed_pixels
 from training.evaluation.monitor import Monitor
@@ -122,10 +123,10 @@ class Gallery:
             measures["labels"] = self._bank_labels_N.tolist()
             measures["class_names"] = list(self._class_names)
             measures["by_class"] = self._by_class(bank_ND, queries_MD)
-        likeness_MN = queries_MD @ bank_ND.T
+        likeness_MN = queries_MD[:IMAGES_DRAWN] @ bank_ND.T
         if self._queries is None:
             likeness_MN.fill_diagonal_(-2)  # an image is no neighbour of its own
-        likeness_MN, nearest_MN = likeness_MN[:IMAGES_DRAWN].topk(
+        likeness_MN, nearest_MN = likeness_MN.topk(
             min(NEIGHBOURS_SHOWN, len(bank_ND) - (self._queries is None)), dim=1
         )
         own = other = None
@@ -149,11 +150,15 @@ class Gallery:
         """For each class how many queries there are, and how many of them k-NN gets right."""
         assert self._queries is not None
         labels_M = self._queries.labels_M[: len(queries_MD)]
-        k = min(20, len(bank_ND))
-        likeness_MK, nearest_MK = (queries_MD @ bank_ND.T).topk(k, dim=1)
-        votes_MKC = functional.one_hot(self._bank_labels_N[nearest_MK], len(self._class_names))
-        weights_MK1 = (likeness_MK / TEMPERATURE).softmax(dim=1)[..., None]
-        right_M = (votes_MKC * weights_MK1).sum(dim=1).argmax(dim=1) == labels_M
+        ranking_MC = weighted_knn(
+            bank_ND,
+            self._bank_labels_N,
+            queries_MD,
+            k=min(20, len(bank_ND)),
+            num_classes=len(self._class_names),
+            temperature=TEMPERATURE,
+        )
+        right_M = ranking_MC[:, 0] == labels_M
         return [
             {
                 "name": name,

@@ -4,7 +4,6 @@ Whatever is missing (an unfinished run, one of another version) is left out: thi
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from statistics import median
 from typing import Any, Literal
 
 from training.errors import RunDirectoryError
-from training.guard import LEAST_INFORMATION_NATS
+from training.guard import LEAST_INFORMATION_NATS, information_nats
 from training.rundir import CONFIG_FILE, RESULT_FILE
 from training.runlog import read_metrics
 
@@ -110,12 +109,12 @@ def read_story(run_dir: Path) -> Story:
     )
 
 
-def information_nats(line: Mapping[str, Any], num_prototypes: int) -> float | None:
-    """What the teacher's answer tells about the image: entropy of its mean answer less its mean entropy."""
+def _information_in(line: Mapping[str, Any], num_prototypes: int) -> float | None:
+    """`information_nats` of a log line; None where it doesn't say enough."""
     usage, entropy = line.get("prototype_usage"), line.get("teacher_entropy_nats")
     if not isinstance(usage, int | float) or not isinstance(entropy, int | float) or num_prototypes < 1:
         return None
-    return math.log(max(usage * num_prototypes, 1e-9)) - entropy
+    return information_nats(usage, entropy, num_prototypes=num_prototypes)
 
 
 def _events(config: Mapping[str, Any], told: list[dict[str, Any]], last_step: int) -> list[Event]:
@@ -154,7 +153,7 @@ def _verdict(
     total, last = config.get("steps"), steps[-1]["step"] if steps else 0
     state: State = "healthy" if result is not None else "unfinished"
     prototypes = int(_part(config, "head").get("num_prototypes", 0))
-    found = [information_nats(line, prototypes) for line in steps[-_LAST_LINES:]]
+    found = [_information_in(line, prototypes) for line in steps[-_LAST_LINES:]]
     known = [nats for nats in found if nats is not None]
     sick = [str(line.get("words", "")) for line in told if line.get("event") == "sickness"]
     if known and len(steps) >= _LAST_LINES and median(known) <= LEAST_INFORMATION_NATS:
