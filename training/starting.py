@@ -34,7 +34,7 @@ from dino_core.preprocess import Preprocessing
 from training.config import BackboneConfig, HeadConfig, RunConfig
 from training.errors import ConfigError
 
-_TIMM = "timm:"
+TIMM = "timm:"
 _TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
 _CHECKPOINT, _CHECKPOINT_TENSORS = "state.json", "state.safetensors"
 # What `make_backbone` works out for itself again.
@@ -75,8 +75,8 @@ def described(weights: str, *, name: str | None = None) -> Start:
         BundleError: It is a damaged bundle.
         ConfigError: There is nothing of that name, or it cannot be read; the message says what to do.
     """
-    if weights.startswith(_TIMM):
-        return _of_architecture(weights, weights.removeprefix(_TIMM), fingerprint=weights, head=None)
+    if weights.startswith(TIMM):
+        return _of_architecture(weights, weights.removeprefix(TIMM), fingerprint=weights, head=None)
     path = Path(weights)
     if path.suffix in _TENSOR_FILES and path.is_file():
         if name is None:
@@ -92,7 +92,7 @@ def described(weights: str, *, name: str | None = None) -> Start:
     if not path.exists():
         raise ConfigError(
             f"backbone.weights: {weights} is not there: give a bundle (models/NAME), a run (runs/NAME), a "
-            f"file ({', '.join(_TENSOR_FILES)}) or {_TIMM}NAME"
+            f"file ({', '.join(_TENSOR_FILES)}) or {TIMM}NAME"
         )
     manifest = read_manifest(path)
     arguments = {name: value for name, value in manifest.model_args.items() if name not in _OWN_ARGUMENTS}
@@ -146,6 +146,28 @@ def take_weights(student: ProjectedNetwork, config: BackboneConfig) -> None:
         student.head.load_state_dict(head, strict=True)
 
 
+def published_weights(name: str, config: BackboneConfig, *, instead: str) -> dict[str, Tensor]:
+    """The weights that timm has of a network, fetched where they aren't here yet.
+
+    Args:
+        name: timm's, with its tag.
+        config: Channels and further arguments of the network.
+        instead: What a user can do who can't have them.
+
+    Raises:
+        ConfigError: They cannot be had.
+    """
+    arguments: dict[str, Any] = {**config.model_kwargs, "in_chans": config.in_channels}
+    try:
+        network = timm.create_model(name, pretrained=True, num_classes=0, **arguments)
+    except Exception as error:  # whatever the hub's client raises: no network, no such weights, no space
+        raise ConfigError(
+            f"timm's weights of {name} cannot be had ({type(error).__name__}): check the internet connection "
+            f"and the name, or {instead}"
+        ) from error
+    return dict(network.state_dict())
+
+
 def backbone_parameters(student: nn.Module) -> list[nn.Parameter]:
     """What stands still while the head warms up."""
     return [parameter for name, parameter in student.named_parameters() if not name.startswith("head.")]
@@ -166,7 +188,7 @@ def _of_architecture(weights: str, name: str, *, fingerprint: str, head: HeadCon
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
-    interpolation: PositionInterpolation = "antialias" if weights.startswith(_TIMM) else "official"
+    interpolation: PositionInterpolation = "antialias" if weights.startswith(TIMM) else "official"
     backbone = BackboneConfig(
         name=architecture, image_size_px=side, drop_path=0.0, position_interpolation=interpolation
     )
@@ -215,8 +237,8 @@ def _start(
 
 def _weights_of(weights: str, config: BackboneConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Tensors of the network and, where there is one, of the head."""
-    if weights.startswith(_TIMM):
-        return _published(weights.removeprefix(_TIMM), config), {}
+    if weights.startswith(TIMM):
+        return published_weights(weights.removeprefix(TIMM), config, instead="give a bundle or a file"), {}
     path = Path(weights)
     if checkpoint := _checkpoint_in(path):
         tensors = _tensors_in(checkpoint / _CHECKPOINT_TENSORS)
@@ -237,18 +259,6 @@ def _weights_of(weights: str, config: BackboneConfig) -> tuple[dict[str, Tensor]
             name: tensor for name, tensor in network.items() if not name.startswith(prefixes or ("\0",))
         }, head
     return dict(load_bundle(path).model.backbone.network.state_dict()), {}
-
-
-def _published(name: str, config: BackboneConfig) -> dict[str, Tensor]:
-    arguments: dict[str, Any] = {**config.model_kwargs, "in_chans": config.in_channels}
-    try:
-        network = timm.create_model(name, pretrained=True, num_classes=0, **arguments)
-    except Exception as error:  # whatever the hub's client raises: no network, no such weights, no space
-        raise ConfigError(
-            f"timm's weights of {name} cannot be had ({type(error).__name__}): check the internet connection "
-            "and the name, or give a bundle or a file"
-        ) from error
-    return dict(network.state_dict())
 
 
 def _checkpoint_in(path: Path) -> Path | None:

@@ -16,7 +16,7 @@ from training.data.images import Images
 from training.data.opening import open_split
 from training.errors import ConfigError
 from training.evaluation.copies import Copies, find_copies, read_copies
-from training.evaluation.folder import Z_95, evaluate_folder, save_embeddings
+from training.evaluation.folder import binomial_half_width, evaluate_folder, save_embeddings
 from training.evaluation.models import NamedModel, model_named
 from training.loop import choose_device
 
@@ -129,9 +129,7 @@ def _measured(
             found = find_copies(named.model, copies, **how)
             share = float(found.found_M.mean())
             result["measures"] |= {"copies": 100 * share, "copies_micro_ap": 100 * found.micro_ap}
-            result["half_widths"] |= {
-                "copies": 100 * Z_95 * (share * (1 - share) / len(found.found_M)) ** 0.5
-            }
+            result["half_widths"] |= {"copies": binomial_half_width(100 * share, len(found.found_M))}
             result["measures"] |= {f"copies_{name}": percent for name, percent in found.by_attack().items()}
     return result
 

@@ -298,12 +298,12 @@ def measured_by_split(
     """k-NN, linear probe and retrieval of one set by another: percent, and half the width of its interval."""
     count = len(val_MD)
     means = {
-        name: (percent, _binomial_half_width(percent, count))
+        name: (percent, binomial_half_width(percent, count))
         for name, percent in knn_by_split(train_ND, train_labels_N, val_MD, val_labels_M).items()
     }
     if len(torch.unique(train_labels_N)) > 1:
         probe = linear_probe(train_ND, train_labels_N, val_MD, val_labels_M)
-        means["linear"] = (probe.percent, _binomial_half_width(probe.percent, count))
+        means["linear"] = (probe.percent, binomial_half_width(probe.percent, count))
     return means | _retrieved(*retrieval(train_ND, train_labels_N, val_MD, val_labels_M))
 
 
@@ -315,13 +315,13 @@ def measured_by_folds(
     For retrieval each image asks for the others.
     """
     means = {
-        name: (percent, _binomial_half_width(percent, len(features_ND)))
+        name: (percent, binomial_half_width(percent, len(features_ND)))
         for name, percent in knn_by_folds(features_ND, labels_N, folds_N).items()
     }
     inside = folds_N == FOLDS - 1
     if inside.any() and len(torch.unique(labels_N[~inside])) > 1:
         probe = linear_probe(features_ND[~inside], labels_N[~inside], features_ND[inside], labels_N[inside])
-        means["linear"] = (probe.percent, _binomial_half_width(probe.percent, int(inside.sum())))
+        means["linear"] = (probe.percent, binomial_half_width(probe.percent, int(inside.sum())))
     return means | _retrieved(*retrieval(features_ND, labels_N))
 
 
@@ -331,12 +331,12 @@ def _retrieved(first_M: Tensor, average_M: Tensor) -> dict[str, tuple[float, flo
     error = float(average_M.std()) / math.sqrt(len(average_M))
     first = 100 * float(first_M.mean())
     return {
-        "p_at_1": (first, _binomial_half_width(first, len(first_M))),
+        "p_at_1": (first, binomial_half_width(first, len(first_M))),
         "map": (100 * float(average_M.mean()), 100 * Z_95 * error),
     }
 
 
-def _binomial_half_width(percent: float, count: int) -> float:
+def binomial_half_width(percent: float, count: int) -> float:
     """Half of Wilson's interval (1927), which is right near 0 and 100 % and for few images too."""
     share, z = percent / 100, Z_95
     inner = share * (1 - share) / count + z * z / (4 * count * count)

@@ -10,20 +10,16 @@ timm:resnet50 --untrained        the same network with random weights
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
-from timm.data.config import resolve_data_config
 
 from dino_core.backbones import make_backbone
 from dino_core.bundle import load_bundle
 from dino_core.embedding import EmbeddingModel
 from dino_core.manifest import MANIFEST
-from dino_core.preprocess import Preprocessing
 from training.checkpoint import DESCRIPTION_FILE, checkpoints_in, load_checkpoint
 from training.errors import ConfigError
 from training.export import teacher_model
-
-TIMM = "timm:"
+from training.starting import TIMM, described, published_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +46,7 @@ def model_named(what: str, *, device: torch.device, untrained: bool = False, see
         CheckpointError: The checkpoint is.
     """
     if what.startswith(TIMM):
-        model = _from_timm(what.removeprefix(TIMM), untrained=untrained, seed=seed).to(device)
+        model = _from_timm(what, untrained=untrained, seed=seed).to(device)
         return NamedModel(name=f"{what} untrained" if untrained else what, model=model)
     if untrained:
         raise ConfigError(f"--untrained goes with {TIMM}NAME, and {what} is none: name the network")
@@ -77,30 +73,19 @@ def _from_checkpoint(path: Path, device: torch.device) -> NamedModel:
     return NamedModel(name=f"{run} at step {state.step}", model=teacher_model(state, config))
 
 
-def _from_timm(name: str, *, untrained: bool, seed: int) -> EmbeddingModel:
+def _from_timm(what: str, *, untrained: bool, seed: int) -> EmbeddingModel:
+    start = described(what)
+    network = start.backbone
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = make_backbone(name, position_interpolation="antialias")
-    published = None
+        backbone = make_backbone(
+            network.name,
+            image_size_px=network.image_size_px,
+            position_interpolation=network.position_interpolation,
+        )
     if not untrained:
-        try:
-            published = timm.create_model(name, pretrained=True, num_classes=0)
-        except Exception as error:  # whatever the hub's client raises: no network, no such weights, no space
-            raise ConfigError(
-                f"timm's weights of {name} cannot be had ({type(error).__name__}): check the internet "
-                "connection and the name, or measure the network with random weights by --untrained"
-            ) from error
-        backbone.network.load_state_dict(published.state_dict(), strict=True)
-    network = published if published is not None else backbone.network
-    config = resolve_data_config({}, model=network)  # type: ignore[no-untyped-call]
-    side = int(config["input_size"][-1])
-    return EmbeddingModel(
-        backbone,
-        preprocessing=Preprocessing(
-            resize_px=max(side, round(side / float(config["crop_pct"]))),
-            crop_px=side,
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-        ),
-        pooling=backbone.default_pooling,
-    )
+        weights = published_weights(
+            what.removeprefix(TIMM), network, instead="measure the network with random weights by --untrained"
+        )
+        backbone.network.load_state_dict(weights, strict=True)
+    return EmbeddingModel(backbone, preprocessing=start.preprocessing, pooling=backbone.default_pooling)
