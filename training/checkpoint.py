@@ -52,7 +52,7 @@ def save_checkpoint(directory: Path, state: TrainState, config: RunConfig) -> Pa
         directory.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        tensors = safetensors.torch.save(_tensors_of(state))
+        tensors = safetensors.torch.save(tensors_of(state))
         description = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -168,7 +168,8 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _tensors_of(state: TrainState) -> dict[str, Tensor]:
+def tensors_of(state: TrainState) -> dict[str, Tensor]:
+    """All that a checkpoint holds, by its names there: networks, the optimiser's moments, the centre."""
     tensors: dict[str, Tensor] = {"center": state.center_K}
     for role, network in (("student", state.student), ("teacher", state.teacher)):
         tensors |= {f"{role}.{name}": tensor for name, tensor in network.state_dict().items()}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch import Tensor
 
+from training.checkpoint import tensors_of
 from training.config import RunConfig
 from training.data.canvases import Canvas, load_canvas
 from training.data.images import Images, UnreadableImage
@@ -200,7 +200,7 @@ def measure(
         images=batch_size,
         steps_s=tuple(seconds[1:] or seconds),
         memory_bytes=memory_bytes,
-        state_bytes=_state_bytes(state),
+        state_bytes=sum(tensor.nbytes for tensor in tensors_of(state).values()),
         evaluation_s=_evaluation_s(state, run, device),
         decoding_s=decoding_s,
     )
@@ -344,16 +344,6 @@ def _evaluation_s(state: TrainState, config: RunConfig, device: torch.device) ->
         model(pixels_BCHW)
     _wait_for(device)
     return (time.perf_counter() - started_s) / count
-
-
-def _state_bytes(state: TrainState) -> int:
-    """What a checkpoint takes: both networks, the optimiser's moments, the centre."""
-    tensors: list[Tensor] = [state.center_K]
-    for network in (state.student, state.teacher):
-        tensors += network.state_dict().values()
-    for moments in state.optimizer.state.values():
-        tensors += [value for value in moments.values() if isinstance(value, Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _canvas_bytes(config: RunConfig) -> int:
