@@ -126,9 +126,7 @@ class Backbone(nn.Module):
         net = self.network
         if ends_in_class_token(net):
             official = self.position_interpolation == "official"
-            return self._timm.forward_head(
-                class_token(cast(VisionTransformer, net), images_BCHW, official=official)
-            )
+            return self._timm.forward_head(class_token(net, images_BCHW, official=official))
         return self._timm.forward_head(self._encoded(images_BCHW))
 
     def features(self, images_BCHW: Tensor) -> Features:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, TypeAdapter, model_validator
@@ -193,13 +193,17 @@ class _BaseSource(PydanticBaseSettingsSource):
         data = Path(given["data"])
         out = Path(given.get("out", Path("models") / default_name(data)))
         images = open_split(data)[0]
+        device: Literal["cpu", "cuda"] = (
+            "cuda" if torch.cuda.is_available() and given.get("device") != "cpu" else "cpu"
+        )
         size = RunSize(
             num_images=len(images),
             batch_size=_count(given, "batch_size"),
             steps=_count(given, "steps"),
-            device="cuda" if torch.cuda.is_available() and given.get("device") != "cpu" else "cpu",
+            device=device,
             start=_start(given),
-            side_px=median_side_px(images),
+            # Only where there is a choice of networks: it reads some of the images.
+            side_px=median_side_px(images) if device == "cuda" else None,
         )
         recipe = recipe_named(given.get("recipe") or _default_recipe(size))
         if given.get("batch_size") == AUTO:
