@@ -25,7 +25,8 @@ from torch import Tensor
 from torchvision import transforms
 
 from dino_core.augment import augment, dino_views
-from dino_core.preprocess import IMAGENET_MEAN, IMAGENET_STD, decode
+from dino_core.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from training.data.canvases import canvas_of
 from training.machine import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
@@ -74,20 +75,13 @@ def official_views() -> list[Callable[[Image.Image], Tensor]]:
     return [first, second, *[view(96, (0.05, 0.4), blur=0.5, solarise=0.0) for _ in range(8)]]
 
 
-def canvas(file: bytes) -> Tensor:
-    """What the loader makes of a file."""
-    pixels = decode(file, shorter_side_px=CANVAS_PX)[None]
-    size = (CANVAS_PX, CANVAS_PX)
-    return torch.nn.functional.interpolate(pixels, size=size, mode="bicubic", antialias=True)[0]
-
-
 def main() -> None:
     """Measures in turns, prints the medians and writes them as JSON."""
     torch.set_num_threads(1)
     keep_freed_memory()
     files, views = photographs(), official_views()
     decoded = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
-    canvases = torch.stack([canvas(file) for file in files])
+    canvases = torch.stack([canvas_of(file, canvas_px=CANVAS_PX).pixels_CHW for file in files])
 
     def ours() -> list[Tensor]:
         return augment(
@@ -104,7 +98,7 @@ def main() -> None:
     work: dict[str, Callable[[], object]] = {
         "official_decode": lambda: [Image.open(io.BytesIO(file)).convert("RGB") for file in files],
         "official_augment": lambda: [view(image) for image in decoded for view in views],
-        "ours_host": lambda: [canvas(file) for file in files],
+        "ours_host": lambda: [canvas_of(file, canvas_px=CANVAS_PX) for file in files],
         "ours_augment": ours,
     }
     taken_s: dict[str, list[float]] = {name: [] for name in work}

@@ -34,11 +34,20 @@ def load_canvas(images: Images, index: int, *, canvas_px: int) -> Canvas:
         UnreadableImage: It cannot be read, or is no image that we take.
     """
     try:
-        rgb_CHW = decode(images.read(index), shorter_side_px=canvas_px)
+        return canvas_of(images.read(index), canvas_px=canvas_px)
     except ImageError as error:
         raise UnreadableImage(error.title) from error
     except OSError as error:
         raise UnreadableImage(error.strerror or type(error).__name__) from error
+
+
+def canvas_of(content: bytes, *, canvas_px: int) -> Canvas:
+    """The canvas of an encoded image; see `load_canvas`.
+
+    Raises:
+        ImageError: It is no image that we take.
+    """
+    rgb_CHW = decode(content, shorter_side_px=canvas_px)
     height_px, width_px = rgb_CHW.shape[-2:]
     # The memory is channels-last as `decode` gives it, for which torch's uint8 bicubic is vectorised.
     size = (canvas_px, canvas_px)
