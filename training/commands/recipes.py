@@ -66,8 +66,9 @@ def recipes_command(settings: RecipesSettings, console: Console) -> None:
 
 
 def print_reasons(reasons: Mapping[str, str], console: Console) -> None:
-    """Prints why settings are what they are, one a line."""
-    _print(console, *(f"{name} = {reason}" for name, reason in reasons.items()))
+    """Prints why settings are what they are, one a line; nothing where there are no reasons."""
+    if reasons:
+        _print(console, *(f"{name} = {reason}" for name, reason in reasons.items()))
 
 
 def _numbers(recipe: Recipe, size: RunSize) -> list[str]:
