@@ -20,6 +20,7 @@ from app.api import (
     info,
     items,
     many_items,
+    openai,
     problems,
     reading,
     reindex,
@@ -58,6 +59,7 @@ _RESOURCES = (
     snapshots,
     reading,
     info,
+    openai,
 )
 
 logger = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from app.api.openai_schemas import OpenAIErrorAnswer
 from app.api.problems import IMAGE_PROBLEMS, MEDIA_TYPE, PROBLEMS
 from app.api.refusals import ImageRefused
 from app.api.schemas import ProblemAnswer
@@ -15,6 +16,10 @@ _PROBLEM: Final = {
 }
 # The second takes the place of FastAPI's own description of a 422, which this service never sends.
 PROBLEM_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {"default": _PROBLEM, 422: _PROBLEM}
+OPENAI_ERROR_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"description": "An error, in OpenAI's shape", "model": OpenAIErrorAnswer}
+    for status in ("default", 422)
+}
 
 _BINARY: Final = {"type": "string", "format": "binary"}
 

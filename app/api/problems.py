@@ -15,6 +15,7 @@ from app.api import refusals
 from app.errors import ServiceError
 
 MEDIA_TYPE: Final = "application/problem+json"
+OPENAI_PATHS: Final = "/v1/"
 
 
 class Problem(NamedTuple):
@@ -59,6 +60,8 @@ PROBLEMS: Final[dict[type[ServiceError], Problem]] = {
     refusals.UnsupportedMediaType: Problem(415, "The route doesn't take this Content-Type"),
     refusals.NotAcceptable: Problem(406, "The route can't answer in a form that Accept names"),
     refusals.ImageRefused: Problem(422, "An image has no embedding"),  # its status is by its code, below
+    refusals.TextRefused: Problem(400, "The model embeds images"),
+    refusals.UnknownModel: Problem(404, "There is no such model"),
     refusals.Unauthorized: Problem(401, "An API key is needed"),
     refusals.UntrustedHost: Problem(400, "The Host header names another machine"),
     refusals.CrossOrigin: Problem(403, "Pages of other sites may not do this"),
@@ -83,16 +86,19 @@ IMAGE_PROBLEMS: Final[dict[str, Problem]] = {
 
 _MEMBERS = ("limit", "actual", "expected", "found", "path", "pointer", "parameter", "index")
 _RETRY_NOT_READY_S = 2
+_BAD_REQUESTS = (406, 415, 422)
 
 
 def problem_response(error: ServiceError, *, request_id: str, instance: str) -> Response:
-    """The answer to an error.
+    """The answer to an error: a problem, or below `/v1` an error as OpenAI's clients read it.
 
     Args:
         error: Of a type in `PROBLEMS`.
         request_id: The answer's and the log's.
         instance: The path that was asked for.
     """
+    if instance.startswith(OPENAI_PATHS):
+        return _openai_response(error)
     source = error.failure if isinstance(error, refusals.ImageRefused) else error
     status, title = _problem_of(error)
     members = _members(source)
@@ -152,6 +158,29 @@ def refusal_of(findings: list[ErrorDetails]) -> ServiceError:
     if finding["type"] == "missing":
         message = "it is missing"
     return refusals.InvalidParameter(f"{name}: {message}" if name else message, parameter=name)
+
+
+def _openai_response(error: ServiceError) -> Response:
+    """An error in OpenAI's shape."""
+    # Its clients raise by status, and its service calls all that is wrong with an input a bad request.
+    status, _ = _problem_of(error)
+    status = 400 if status in _BAD_REQUESTS else status
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    body = {
+        "message": error.title,
+        "type": "rate_limit_error" if status == 429 else kind,
+        "param": _openai_parameter(error),
+        "code": error.failure.code if isinstance(error, refusals.ImageRefused) else error.code,
+    }
+    return Response(
+        orjson.dumps({"error": body}), status, _headers(error, status), media_type="application/json"
+    )
+
+
+def _openai_parameter(error: ServiceError) -> str | None:
+    if isinstance(error, refusals.ImageRefused):
+        return f"input[{error.index}]"
+    return getattr(error, "parameter", None)
 
 
 def _members(source: object) -> dict[str, object]:
