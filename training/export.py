@@ -18,6 +18,7 @@ from dino_core.bundle import Manifest, write_bundle
 from dino_core.embedding import EmbeddingModel
 from training.checkpoint import load_checkpoint
 from training.config import RunConfig
+from training.data.addresses import name_of
 from training.errors import ConfigError
 from training.pictures import Panel, curves
 from training.rundir import RunDirectory, read_plan
@@ -104,7 +105,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Manifest:
     state, config = load_checkpoint(checkpoint, device=torch.device("cpu"))
     run_dir = checkpoint.resolve().parent.parent
     directory = RunDirectory(run_dir) if (run_dir / "config.json").exists() else None
-    name = read_plan(run_dir).data.resolve().name if directory is not None else "unknown"
+    name = name_of(read_plan(run_dir).data) if directory is not None else "unknown"
     return export_teacher(state, config, out, directory=directory, data={"name": name})
 
 

@@ -17,8 +17,9 @@ from dino_core.augment import augment
 from dino_core.errors import CollapseError
 from training.checkpoint import load_newest, save_checkpoint
 from training.config import RunConfig
+from training.data.addresses import name_of
 from training.data.cache import open_cache
-from training.data.images import Images
+from training.data.images import Images, digests_of
 from training.data.loader import Batch, CanvasLoader
 from training.data.opening import open_split
 from training.distributed import World, any_of, join_world, leave_world
@@ -116,6 +117,7 @@ def _run_in(
     images, val_images = open_split(plan.data, plan.val_data)
     if len(images) < 2:
         raise DataError(f"{images.origin} holds one image, and there is nothing to tell it from: add images")
+    as_before = not world.is_first or directory.holds_to(digests_of(images))
     state, refused = load_newest(directory.checkpoints, device=device, config=config)
     state = state or new_state(config, device=device)
 
@@ -127,6 +129,8 @@ def _run_in(
         )
         for sentence in refused:
             screen.say(f"passed over: {sentence}")
+        if not as_before:
+            screen.say("files of the data are newer or of another size than before: as copies, or as others")
         screen.say(_opening(config, images, state, device))
         monitor = log = gallery = None
         if world.is_first:
@@ -174,7 +178,7 @@ def _run_in(
         if not world.is_first:
             return plan.out
         summary = {
-            "name": plan.data.resolve().name,
+            "name": name_of(plan.data),
             "images": len(images),
             "classes": len(images.class_names),
             "skipped": len(skipped),

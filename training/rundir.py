@@ -2,6 +2,7 @@
 
 runs/NAME/
     config.json      every setting, resolved, and where data and bundle are
+    data.json        how many images there were, and hashes of their names and stamps
     metrics.jsonl    one line a logged step or evaluation
     checkpoints/     see training.checkpoint
     skipped.json     files that could not be read, with the reason
@@ -24,10 +25,12 @@ from pydantic import JsonValue, ValidationError
 
 from training.checkpoint import checkpoints_in, sync_directory, write_synced
 from training.config import RunConfig, sentence_of
+from training.data.addresses import Where, where
 from training.distributed import World
 from training.errors import RunDirectoryError
 
 CONFIG_FILE = "config.json"
+DATA_FILE = "data.json"
 RESULT_FILE = "result.json"
 
 
@@ -36,15 +39,15 @@ class RunPlan:
     """What to train on what, and where it goes.
 
     Attributes:
-        data: Folder of images.
-        val_data: Folder of labelled images to measure with, if it isn't inside `data`.
+        data: Images: a folder, a list, or files that hold them.
+        val_data: Labelled images to measure with, if it isn't inside `data`.
         out: Where the bundle goes.
         config: All settings.
         reasons: Why settings are what they are, by their dotted names, where the recipe has reasons.
     """
 
-    data: Path
-    val_data: Path | None
+    data: Where
+    val_data: Where | None
     out: Path
     config: RunConfig
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -73,6 +76,31 @@ class RunDirectory:
             return None
         result: dict[str, JsonValue] = json.loads(path.read_bytes())
         return result
+
+    def holds_to(self, data: Mapping[str, str | int]) -> bool:
+        """Keeps what the data of a new run is, and holds a resumed one to it: its order depends on the names.
+
+        Args:
+            data: As `training.data.images.digests_of` gives it.
+
+        Returns:
+            Whether the images are the same by their stamps too, which a copy of a folder does not keep.
+
+        Raises:
+            RunDirectoryError: There are more images, or fewer, or others.
+        """
+        path = self.path / DATA_FILE
+        if not path.exists():
+            self.write(DATA_FILE, data)
+            return True
+        before = json.loads(path.read_bytes())
+        if (before["images"], before["names"]) != (data["images"], data["names"]):
+            other = "others" if before["images"] == data["images"] else f"{data['images']:,}"
+            raise RunDirectoryError(
+                f"the data of the run in {self.path} had {before['images']:,} images and has {other} now: "
+                "put it back as it was, or start a new run in another --run-dir"
+            )
+        return bool(before["stamps"] == data["stamps"])
 
     def write(self, name: str, value: Mapping[str, object]) -> None:
         """Writes a JSON file, all or nothing."""
@@ -122,6 +150,7 @@ def own_run_directory(path: Path, plan: RunPlan, *, resume: bool, world: World) 
         directory = RunDirectory(path)
         if not resume:
             _refuse_old_run(directory)
+            (path / DATA_FILE).unlink(missing_ok=True)
             directory.write(CONFIG_FILE, _json_of(plan))
         yield directory
 
@@ -136,8 +165,8 @@ def read_plan(run_dir: Path) -> RunPlan:
     try:
         saved = json.loads(path.read_bytes())
         return RunPlan(
-            data=Path(saved["data"]),
-            val_data=Path(saved["val_data"]) if saved["val_data"] else None,
+            data=where(saved["data"]),
+            val_data=where(saved["val_data"]) if saved["val_data"] else None,
             out=Path(saved["out"]),
             config=RunConfig.model_validate(saved["config"]),
             reasons=dict(saved.get("reasons", {})),
@@ -151,13 +180,6 @@ def read_plan(run_dir: Path) -> RunPlan:
         raise RunDirectoryError(f"{path} is of another version: {sentence_of(error)}") from error
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise RunDirectoryError(f"{path} cannot be read: start a new run in another --run-dir") from error
-
-
-def default_name(data: Path) -> str:
-    """The name of a run on a folder, if the user gives none."""
-    resolved = data.resolve()
-    name = resolved.stem if resolved.suffix else resolved.name
-    return resolved.parent.name if name == "train" or "*" in name else name
 
 
 def _refuse_old_run(directory: RunDirectory) -> None:
@@ -177,6 +199,7 @@ def _refuse_old_run(directory: RunDirectory) -> None:
     foreign = {entry.name for entry in path.iterdir()} - {
         "lock",
         CONFIG_FILE,
+        DATA_FILE,
         "metrics.jsonl",
         "skipped.json",
         "preview.png",

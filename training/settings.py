@@ -20,12 +20,13 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSuppress, PydanticBaseSettingsSource, SettingsConfigDict
 
 from training.config import RunConfig, differences
+from training.data.addresses import Where, name_of, where
 from training.data.images import Images, median_side_px
 from training.data.opening import open_split
 from training.errors import ConfigError, RunDirectoryError
 from training.recipes.names import recipe_named
 from training.recipes.size import Recipe, Resolved, RunSize
-from training.rundir import RunPlan, default_name, read_plan
+from training.rundir import RunPlan, read_plan
 from training.sizing import fitting_batch
 from training.starting import Start, described
 
@@ -67,10 +68,11 @@ class RunSettings(BaseSettings, RunConfig):
         cli_shortcuts={"plan-only": "plan"},
     )
 
-    data: Path = Field()
-    """Folder of images (with train/ and val/ in it, val/ measures), list of files, or tar shards."""
-    val_data: Path | None = None
-    """Folder of labelled images (a folder for each class) to measure with; never trained on."""
+    data: Where = Field()
+    """Folder of images (with train/ and val/ in it, val/ measures), list of files, or tar shards, here or at
+    an address such as s3://bucket/train-{000..099}.tar."""
+    val_data: Where | None = None
+    """Labelled images (such as a folder for each class) to measure with; never trained on."""
     out: Path
     """Where the bundle goes; models/ and the name of the data folder if not given."""
     run_dir: Path
@@ -190,8 +192,8 @@ class _BaseSource(PydanticBaseSettingsSource):
             return _saved_settings(given)
         if "data" not in given:
             raise ConfigError("which images? Give a folder: dino-train run --data DIR")
-        data = Path(given["data"])
-        out = Path(given.get("out", Path("models") / default_name(data)))
+        data = where(given["data"])
+        out = Path(given.get("out", Path("models") / name_of(data)))
         images = open_split(data)[0]
         device: Literal["cpu", "cuda"] = (
             "cuda" if torch.cuda.is_available() and given.get("device") != "cpu" else "cpu"
@@ -256,7 +258,7 @@ def _saved_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     elif "out" in given:
         run_dir = Path("runs") / Path(given["out"]).name
     elif "data" in given:
-        run_dir = Path("runs") / default_name(Path(given["data"]))
+        run_dir = Path("runs") / name_of(where(given["data"]))
     else:
         raise RunDirectoryError("which run? Give its folder: dino-train run --resume --run-dir runs/NAME")
     plan = read_plan(run_dir)

@@ -20,7 +20,7 @@ from training.settings import RunSettings
 FAST = ("--steps", "2", "--batch-size", "4", "--device", "cpu")
 
 
-def run_words(data: Path, tmp_path: Path, name: str = "one") -> list[str]:
+def run_words(data: Path | str, tmp_path: Path, name: str = "one") -> list[str]:
     out, run_dir = tmp_path / "models" / name, tmp_path / "runs" / name
     return [
         "run",

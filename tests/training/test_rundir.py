@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import MakeConfig
+from training.data.addresses import name_of
 from training.distributed import World
 from training.errors import RunDirectoryError
 from training.rundir import (
     RunPlan,
-    default_name,
     own_run_directory,
     read_plan,
 )
@@ -108,4 +108,18 @@ def test_a_run_that_cannot_be_read_says_why(tmp_path: Path, content: str | None,
 
 def test_a_run_is_named_after_the_folder_that_holds_the_split(tmp_path: Path) -> None:
     birds = tmp_path / "birds"
-    assert (default_name(birds), default_name(birds / "train")) == ("birds", "birds")
+    assert (name_of(birds), name_of(birds / "train")) == ("birds", "birds")
+
+
+def test_a_resumed_run_is_held_to_the_names_of_its_data_and_told_of_new_stamps(
+    plan: RunPlan, tmp_path: Path
+) -> None:
+    data: dict[str, str | int] = {"images": 1000, "names": "a", "stamps": "b"}
+    with own_run_directory(tmp_path / "run", plan, resume=False, world=ALONE) as directory:
+        assert directory.holds_to(data)
+        assert directory.holds_to(data)
+        assert not directory.holds_to(data | {"stamps": "c"})
+        with pytest.raises(RunDirectoryError, match="had 1,000 images and has 999 now: put it back"):
+            directory.holds_to(data | {"images": 999})
+        with pytest.raises(RunDirectoryError, match="had 1,000 images and has others now"):
+            directory.holds_to(data | {"names": "c"})

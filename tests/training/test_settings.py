@@ -9,6 +9,7 @@ from pydantic_settings import CliApp, SettingsError
 
 from tests.training.conftest import MakeConfig, MakeFolder
 from training.config import sentence_of
+from training.data.addresses import name_of
 from training.distributed import World
 from training.errors import ConfigError, DataError, RunDirectoryError
 from training.rundir import own_run_directory
@@ -110,7 +111,7 @@ def begun(make_config: MakeConfig, make_folder: MakeFolder, tmp_path: Path) -> P
 def test_a_resumed_run_takes_its_own_settings_and_paths(begun: Path) -> None:
     settings = parsed("--resume", "--run-dir", begun)
     assert settings.plan().config.seed == 5
-    assert settings.data.name == "pictures"
+    assert name_of(settings.data) == "pictures"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from training.commands.parsing import COMMAND, Device
+from training.data.addresses import Where
 from training.data.images import Images
 from training.data.opening import open_split
 from training.errors import ConfigError
@@ -28,7 +29,7 @@ class EvalSettings(BaseSettings):
 
     models: CliPositionalArg[list[str]]
     """Bundles (models/NAME), runs (runs/NAME), checkpoints, or timm:NAME."""
-    data: Path | None = None
+    data: Where | None = None
     """Folder of images; val/ is measured by train/ if it has both, else each tenth by the rest."""
     copies: Path | None = None
     """Folder of changed copies and their originals, with groundtruth.csv (query,original,attack)."""

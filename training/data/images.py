@@ -3,6 +3,8 @@
 Dimension key: N images of the data set
 """
 
+import hashlib
+import os
 from collections.abc import Sequence
 from statistics import median_low
 from typing import Protocol
@@ -56,6 +58,15 @@ class Images(Protocol):
     def stamp(self, index: int) -> str:
         """What changes when the image may have changed, such as size and time of its file; cheap."""
         ...
+
+
+def digests_of(images: Images) -> dict[str, str | int]:
+    """What tells whether data is as it was: its number, a hash of the names and one of the stamps."""
+    names, stamps = hashlib.sha256(), hashlib.sha256()
+    for index, name in enumerate(images.names):
+        names.update(os.fsencode(name) + b"\n")
+        stamps.update(images.stamp(index).encode() + b"\n")
+    return {"images": len(images), "names": names.hexdigest(), "stamps": stamps.hexdigest()}
 
 
 def median_side_px(images: Images) -> int | None:

@@ -4,12 +4,14 @@ import io
 import tarfile
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from dino_core.bundle import read_manifest
 from tests.training.conftest import MakeConfig, MakeFolder
+from training.data.files import local_file
 from training.data.opening import open_images
 from training.data.shards import shard_images
 from training.errors import DataError
@@ -34,7 +36,7 @@ def packed(path: Path, members: dict[str, bytes], *, mode: str = "w") -> Path:
 
 def test_members_of_one_stem_are_one_sample(tmp_path: Path) -> None:
     members = {"a/1.png": png(1), "a/1.cls": b"cat\n", "a/1.json": b"{}", "a/2.cls": b"7", "a/2.png": png(2)}
-    images = shard_images([packed(tmp_path / "s.tar", members)], origin="s")
+    images = shard_images([local_file(packed(tmp_path / "s.tar", members))], origin="s")
     assert images.names == ("s.tar/a/1.png", "s.tar/a/2.png")
     assert images.class_names == ("7", "cat")
     assert images.labels_N is not None
@@ -52,11 +54,30 @@ def test_folders_files_and_patterns_of_shards_are_opened(tmp_path: Path) -> None
         open_images(tmp_path / "val-*.tar")
 
 
+def test_a_shard_is_indexed_once_for_each_content(tmp_path: Path) -> None:
+    path = packed(tmp_path / "s.tar", {"1.png": png(1)})
+    before = shard_images([local_file(path)], origin="s")
+    (kept,) = (tmp_path / "own-cache/dinoserve/shards").iterdir()
+    kept.write_text(kept.read_text().replace("1.png", "kept.png"))
+    assert shard_images([local_file(path)], origin="s").names == ("s.tar/kept.png",)
+    kept.write_text("half")
+    assert shard_images([local_file(path)], origin="s").names == before.names
+    packed(path, {"2.png": png(2), "3.png": png(3)})
+    assert shard_images([local_file(path)], origin="s").names == ("s.tar/2.png", "s.tar/3.png")
+
+
+def test_a_shard_that_was_cut_short_is_refused_by_name(tmp_path: Path) -> None:
+    path = packed(tmp_path / "s.tar", {"1.png": png(1), "2.png": bytes(20_000)})
+    path.write_bytes(path.read_bytes()[:9_000])
+    with pytest.raises(DataError, match=r"s\.tar cannot be read as a tar file \(unexpected end of data\)"):
+        shard_images([local_file(path)], origin="s")
+
+
 def test_a_shard_that_changes_changes_its_stamps(tmp_path: Path) -> None:
     path = packed(tmp_path / "s.tar", {"1.png": png(1)})
-    before = shard_images([path], origin="s").stamp(0)
+    before = shard_images([local_file(path)], origin="s").stamp(0)
     packed(path, {"1.png": png(200), "2.png": png(3)})
-    assert shard_images([path], origin="s").stamp(0) != before
+    assert shard_images([local_file(path)], origin="s").stamp(0) != before
 
 
 @pytest.mark.parametrize(
@@ -71,7 +92,7 @@ def test_what_cannot_be_used_is_refused(
     tmp_path: Path, members: dict[str, bytes], mode: str, sentence: str
 ) -> None:
     with pytest.raises(DataError, match=sentence):
-        shard_images([packed(tmp_path / "s.tar", members, mode=mode)], origin="s")
+        shard_images([local_file(packed(tmp_path / "s.tar", members, mode=mode))], origin="s")
 
 
 def test_shards_train_the_network_that_their_folder_trains(
@@ -86,12 +107,16 @@ def test_shards_train_the_network_that_their_folder_trains(
             shards / f"{number}.tar",
             {str(file.relative_to(folder)): file.read_bytes() for file in some},
         )
+    memory = fsspec.filesystem("memory")
+    for number in range(2):
+        memory.pipe_file(f"/training/{number}.tar", (shards / f"{number}.tar").read_bytes())
     listed = tmp_path / "all.txt"
     listed.write_text("".join(f"{file}\n" for file in files))
     fingerprints = []
-    for number, data in enumerate((folder, shards, listed)):
+    sources: list[Path | str] = [folder, shards, "memory://training/{0..1}.tar", listed]
+    for number, data in enumerate(sources):
         out = tmp_path / f"models/{number}"
         plan = RunPlan(data=data, val_data=None, out=out, config=make_config())
         assert run(plan, tmp_path / f"runs/{number}", resume=False, console=Console(quiet=True)) == out
         fingerprints.append(read_manifest(out).fingerprint)
-    assert fingerprints == [fingerprints[0]] * 3
+    assert fingerprints == [fingerprints[0]] * 4
