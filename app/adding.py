@@ -95,6 +95,8 @@ async def embed_patiently(
 ) -> list[ImageEmbedding | ImageFailure]:
     """Embeds files for a caller who waits: later where the engine is busy, by halves where they are too many.
 
+    They go in the bulk lane: nobody waits for one of them alone.
+
     Args:
         engine: Started.
         images: Whole files.
@@ -106,7 +108,7 @@ async def embed_patiently(
     """
     while True:
         try:
-            return await engine.embed(images, deadline_s=deadline_s)
+            return await engine.embed(images, lane="bulk", deadline_s=deadline_s)
         except Overloaded as busy:
             await asyncio.sleep(busy.retry_after_s)
         except TooLarge as error:

@@ -40,6 +40,7 @@ _GAUGES = {
     "queue_depth": "Images that wait for a decoder or for the device",
     "inflight_batches": "Batches on the device",
     "inflight_images": "Images between arrival and answer",
+    "inflight_bulk_images": "Those of them that are bulk's",
     "inflight_bytes": "Bytes of their files",
     "queue_pixels": "Their pixels, as the headers declare them",
     "images_per_second": "Rate that admission reckons with",

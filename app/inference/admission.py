@@ -1,4 +1,4 @@
-"""Who may enter, by cost. A request enters whole or not at all.
+"""Who may enter, by cost. A request enters whole or not at all, and bulk may fill only a part of the room.
 
 Used from the event loop's thread only, so that a check and the entry it allows are one step, without a lock.
 """
@@ -8,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.errors import Overloaded, TooLarge
+from app.inference.lanes import TURNS_PER_BULK, Lane
 
+BULK_SHARE = 0.5  # of each budget; the rest is always there for interactive requests
+_TIME_FOR_THE_UNKNOWN = 0.25  # of a deadline: an estimated wait that leaves less than this is refused
 _RATE_MEMORY_S = 10.0  # older completions count less than 1/e in the measured rate
 _RETRY_AFTER_UNKNOWN_S = 1.0  # before anything was measured
 _RETRY_AFTER_RANGE_S = (0.1, 60.0)
@@ -34,60 +37,60 @@ class Admission:
 
     Args:
         capacity: The budgets: images, encoded bytes, and pixels as the headers declare them.
+        bulk_capacity: What of it bulk requests may hold together; None for all of it.
         clock: Seconds, monotonic.
     """
 
-    def __init__(self, capacity: Cost, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, capacity: Cost, *, bulk_capacity: Cost | None = None, clock: Callable[[], float]
+    ) -> None:
         self._capacity = capacity
+        self._bulk_capacity = bulk_capacity or capacity
         self._clock = clock
         self._rate = _Rate()
-        self.held = Cost()
+        self._held_by: dict[Lane, Cost] = {"interactive": Cost(), "bulk": Cost()}
 
-    def admit(self, cost: Cost, *, deadline_s: float | None = None) -> None:
+    @property
+    def held(self) -> Cost:
+        """What has entered and is not answered yet."""
+        return self._held_by["interactive"] + self._held_by["bulk"]
+
+    def held_by(self, lane: Lane) -> Cost:
+        """The part of it that is one lane's."""
+        return self._held_by[lane]
+
+    def admit(self, cost: Cost, *, lane: Lane = "interactive", deadline_s: float | None = None) -> None:
         """Takes the cost from the budgets, all of it or nothing.
 
         Args:
             cost: Of the whole request.
-            deadline_s: A request that would still be waiting then is refused now, while its caller can go
-                elsewhere.
+            lane: A bulk request has to find room among bulk's, too.
+            deadline_s: A request that would hardly be answered by then is refused now, while its caller can
+                go elsewhere.
 
         Raises:
             TooLarge: The request is above a budget even of an idle service.
             Overloaded: It isn't, but there is no room now.
         """
-        self._refuse_if_too_large(cost)
-        total = self.held + cost
-        for reason, wanted, limit, held in (
-            ("images", total.images, self._capacity.images, self.held.images),
-            ("bytes", total.bytes, self._capacity.bytes, self.held.bytes),
-            ("pixels", total.pixels, self._capacity.pixels, self.held.pixels),
-        ):
-            if wanted > limit:
-                share_to_finish = (wanted - limit) / held
-                raise Overloaded(
-                    f"the service holds {held:,} {reason} of at most {limit:,}: no room for this request now",
-                    retry_after_s=self._retry_after_s(share_to_finish * self.held.images),
-                    reason=reason,
-                )
-        wait_s = self.estimated_wait_s
-        if deadline_s is not None and wait_s is not None and wait_s > deadline_s:
-            raise Overloaded(
-                f"the wait would be about {wait_s:.1f} s, and this request's deadline is {deadline_s:.1f} s",
-                retry_after_s=self._retry_after_s(self.held.images * (1 - deadline_s / wait_s)),
-                reason="wait",
-            )
-        if self.held.images == 0:
+        held = self.held
+        if lane == "bulk":
+            self._refuse_if_no_room(cost, lane, self._held_by[lane], self._bulk_capacity, "bulk requests")
+        self._refuse_if_no_room(cost, lane, held, self._capacity, "the service")
+        if deadline_s is not None:
+            self._refuse_if_too_late(cost.images, lane, deadline_s)
+        if held.images == 0:
             self._rate.begin(self._clock())
-        self.held = total
+        self._held_by[lane] += cost
 
-    def release(self, cost: Cost, *, served: bool) -> None:
+    def release(self, cost: Cost, *, lane: Lane = "interactive", served: bool) -> None:
         """Gives the cost back.
 
         Args:
             cost: A part of what was admitted.
+            lane: In which.
             served: Whether work was done for it: only that tells how fast the service is.
         """
-        self.held = self.held - cost
+        self._held_by[lane] -= cost
         self._rate.tick(self._clock(), cost.images if served else 0)
 
     @property
@@ -95,13 +98,55 @@ class Admission:
         """Measured while there was work; None before the first image."""
         return self._rate.per_s
 
-    @property
-    def estimated_wait_s(self) -> float | None:
+    def estimated_wait_s(self, lane: Lane = "interactive") -> float | None:
         """How long a request that enters now waits for those before it; None where nothing tells."""
         rate = self._rate.per_s
         if rate is None or self.held.images == 0:
             return None
-        return self.held.images / rate
+        return self._images_before(lane) / rate
+
+    def _images_before(self, lane: Lane) -> float:
+        """Images that are worked on before those of a request that enters now."""
+        interactive, bulk = self._held_by["interactive"].images, self._held_by["bulk"].images
+        if lane == "bulk":
+            return interactive + bulk
+        return interactive + min(bulk, interactive / (TURNS_PER_BULK - 1))
+
+    def _refuse_if_no_room(self, cost: Cost, lane: Lane, held: Cost, capacity: Cost, whose: str) -> None:
+        total = held + cost
+        for reason, asked, wanted, limit, there in (
+            ("images", cost.images, total.images, capacity.images, held.images),
+            ("bytes", cost.bytes, total.bytes, capacity.bytes, held.bytes),
+            ("pixels", cost.pixels, total.pixels, capacity.pixels, held.pixels),
+        ):
+            if asked > limit:
+                raise TooLarge(
+                    f"the request has {asked:,} {reason}, {whose} may hold at most {limit:,}: split it",
+                    limit=limit,
+                    actual=asked,
+                )
+            if wanted > limit:
+                share_to_finish = (wanted - limit) / there
+                raise Overloaded(
+                    f"{whose} may hold {limit:,} {reason} and there are {there:,}: no room for "
+                    "this request now",
+                    retry_after_s=self._retry_after_s(share_to_finish * self._images_before(lane)),
+                    reason=reason,
+                )
+
+    def _refuse_if_too_late(self, images: int, lane: Lane, deadline_s: float) -> None:
+        wait_s, rate = self.estimated_wait_s(lane), self._rate.per_s
+        if wait_s is None or rate is None:
+            return
+        # An idle service takes whatever comes: one slow measurement must not lock everyone out.
+        late_s = wait_s + images / rate - deadline_s * (1 - _TIME_FOR_THE_UNKNOWN)
+        if wait_s > 0 and late_s > 0:
+            raise Overloaded(
+                f"the answer would take about {wait_s + images / rate:.1f} s, and this request's deadline is "
+                f"{deadline_s:.1f} s",
+                retry_after_s=self._retry_after_s(min(late_s, wait_s) * rate),
+                reason="wait",
+            )
 
     def _retry_after_s(self, images_before: float) -> float:
         rate = self._rate.per_s
@@ -109,19 +154,6 @@ class Admission:
             return _RETRY_AFTER_UNKNOWN_S
         shortest_s, longest_s = _RETRY_AFTER_RANGE_S
         return min(max(images_before / rate, shortest_s), longest_s)
-
-    def _refuse_if_too_large(self, cost: Cost) -> None:
-        for what, actual, limit in (
-            ("images", cost.images, self._capacity.images),
-            ("bytes", cost.bytes, self._capacity.bytes),
-            ("pixels", cost.pixels, self._capacity.pixels),
-        ):
-            if actual > limit:
-                raise TooLarge(
-                    f"the request has {actual:,} {what}, the service holds at most {limit:,}: split it",
-                    limit=limit,
-                    actual=actual,
-                )
 
 
 class _Rate:

@@ -2,7 +2,7 @@
 
 One thread owns the device. Whenever the device can take a batch it gets what is ready; while it is busy,
 entries gather. Nothing ever waits for a batch to fill, so one caller pays no added time, and batches grow by
-themselves as the load does.
+themselves as the load does. Interactive entries are launched before bulk, see `LaneQueue`.
 
 An entry ends in exactly one outcome: its row, the exception that it alone causes, `Dropped` or `DeviceLost`.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from app.inference.lanes import LANES, Lane, LaneQueue
 from app.inference.stats import Observer
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,13 @@ class BatcherConfig:
         max_batch: Entries of a launch, at most.
         in_flight: Batches that may be on the device at once; above 1 only where `launch` returns before the
             device has finished, else rows wait for the next batch's end.
+        mixes_lanes: Whether one lane's entries fill the places that the other leaves in a batch: right where
+            a larger batch takes hardly longer. Otherwise a batch is of one lane.
     """
 
     max_batch: int
     in_flight: int = 1
+    mixes_lanes: bool = False
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or self.in_flight < 1:
@@ -69,6 +73,7 @@ class Batcher(Generic[Entry, Row]):
         wanted: Whether anybody still waits for the entry; asked once, right before its launch. After False
             the entry is settled as `Dropped`.
         settle: Takes the outcomes of some entries, one call per batch. Must not raise.
+        lane_of: The entry's lane; asked under a lock, so it must be quick. May change: see `promote`.
         config: Sizes.
         observer: Hears batch size, waits and busy seconds.
     """
@@ -79,16 +84,18 @@ class Batcher(Generic[Entry, Row]):
         *,
         wanted: Callable[[Entry], bool],
         settle: Callable[[list[Entry], list[Row | Exception]], None],
+        lane_of: Callable[[Entry], Lane] = lambda _: "interactive",
         config: BatcherConfig,
         observer: Observer,
     ) -> None:
         self._launch = launch
         self._wanted = wanted
         self._settle = settle
+        self._lane_of = lane_of
         self._config = config
         self._observer = observer
         self._changed = threading.Condition()
-        self._ready: deque[tuple[Entry, float]] = deque()
+        self._ready: LaneQueue[tuple[Entry, float]] = LaneQueue()
         # An entry is always in one of four, so that a death finds it: ready, judged, forming, in flight.
         self._judged: deque[tuple[Entry, float]] = deque()
         self._forming: list[Entry] = []
@@ -116,10 +123,15 @@ class Batcher(Generic[Entry, Row]):
         """Makes an entry ready for the next launch, from any thread; if dead, settles it as `DeviceLost`."""
         with self._changed:
             if not self._dead:
-                self._ready.append((entry, time.monotonic()))
+                self._ready.put((entry, time.monotonic()), self._lane_of(entry))
                 self._changed.notify()
                 return
         self._settle([entry], [DeviceLost()])
+
+    def promote(self) -> None:
+        """Puts entries whose lane has become the interactive one among those, from any thread."""
+        with self._changed:
+            self._ready.promote(lambda waiting: self._lane_of(waiting[0]) == "interactive")
 
     def close(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
         """Ends the thread and waits for it.
@@ -130,9 +142,7 @@ class Batcher(Generic[Entry, Row]):
         """
         with self._changed:
             self._closing = True
-            left = [] if drain else [entry for entry, _ in self._ready]
-            if not drain:
-                self._ready.clear()
+            left = [] if drain else [entry for entry, _ in self._ready.clear()]
             self._changed.notify()
         if left:
             self._settle(left, [DeviceLost() for _ in left])
@@ -189,8 +199,13 @@ class Batcher(Generic[Entry, Row]):
     def _take(self, *, wait: bool) -> list[Entry]:
         """Up to a batch of wanted entries; none if none is ready or, when waiting, if it is time to end."""
         forming = self._forming
+        lane: Lane | None = None
         while len(forming) < self._config.max_batch:
-            self._judged.extend(self._pop(self._config.max_batch - len(forming), wait=wait and not forming))
+            if not forming:
+                lane = self._turn(wait=wait)
+            if lane is None:
+                break
+            self._pop(lane, self._config.max_batch - len(forming))
             if not self._judged:
                 break
             now_s = time.monotonic()
@@ -206,11 +221,20 @@ class Batcher(Generic[Entry, Row]):
                     self._settle([entry], [Dropped()])
         return forming
 
-    def _pop(self, count: int, *, wait: bool) -> list[tuple[Entry, float]]:
+    def _turn(self, *, wait: bool) -> Lane | None:
+        """The lane that the next batch is of."""
         with self._changed:
             while wait and not self._ready and not self._closing:
                 self._changed.wait()
-            return [self._ready.popleft() for _ in range(min(count, len(self._ready)))]
+            return self._ready.turn()
+
+    def _pop(self, first: Lane, count: int) -> None:
+        """Moves up to `count` ready entries to the judged: of the lane, and of the other where lanes mix."""
+        with self._changed:
+            lanes = [first, *(lane for lane in LANES if lane != first and self._config.mixes_lanes)]
+            for lane in lanes:
+                for _ in range(min(count - len(self._judged), self._ready.waiting(lane))):
+                    self._judged.append(self._ready.pop(lane))
 
     def _start_batch(self, entries: list[Entry]) -> None:
         batch: _Batch[Entry, Row] = _Batch(entries, time.monotonic())
@@ -266,9 +290,8 @@ class Batcher(Generic[Entry, Row]):
         with self._changed:
             self._dead = True
             left = [entry for batch in self._in_flight for entry in batch.entries]
-            left += [*self._forming, *(entry for entry, _ in (*self._judged, *self._ready))]
+            left += [*self._forming, *(entry for entry, _ in (*self._judged, *self._ready.clear()))]
             self._in_flight.clear()
-            self._ready.clear()
         if left:
             self._settle(left, [DeviceLost() for _ in left])
 

@@ -69,7 +69,7 @@ class BlockingEngine:
 
     def _answer(self, images: Sequence[bytes], stop: threading.Event) -> list[ImageEmbedding | ImageFailure]:
         future: Future[list[ImageEmbedding | ImageFailure]] = asyncio.run_coroutine_threadsafe(
-            self._engine.embed(images, deadline_s=_DEADLINE_S), self._loop
+            self._engine.embed(images, lane="bulk", deadline_s=_DEADLINE_S), self._loop
         )
         while not future.done():
             if stop.is_set():

@@ -6,17 +6,9 @@ picture: two pictures that share a key would share a vector (CVE-2025-46722).
 
 import threading
 from collections import OrderedDict
-from enum import Enum, auto
 
 from app.inference.results import Vector
 from app.inference.work import Picture, Work
-
-
-class Joined(Enum):
-    """What becomes of a picture whose row isn't stored."""
-
-    LEADS = auto()  # its work is new and has to be done
-    FOLLOWS = auto()  # the same bytes are on their way, and it gets the row with them
 
 
 class EmbeddingCache:
@@ -36,12 +28,16 @@ class EmbeddingCache:
         self._rows: OrderedDict[tuple[str, bytes], Vector] = OrderedDict()
         self._open: dict[tuple[str, bytes], Work] = {}
 
-    def join(self, picture: Picture, work: Work) -> Vector | Joined:
+    def join(self, picture: Picture, work: Work) -> Vector | Work:
         """Finds a picture's row, or the work that will give it one.
 
         Args:
             picture: With its `sha256`.
             work: The picture's own, which is opened to others if nothing else is there.
+
+        Returns:
+            The stored row; `work`, which now has to be done; or another's work, which the picture gets its
+            row with. That is then as urgent as the picture.
         """
         key = (self._fingerprint, picture.sha256)
         with self._lock:
@@ -52,9 +48,11 @@ class EmbeddingCache:
             shared = self._open.get(key)
             if shared is not None:
                 shared.pictures.append(picture)
-                return Joined.FOLLOWS
+                if picture.request.lane == "interactive":
+                    shared.lane = "interactive"
+                return shared
             self._open[key] = work
-            return Joined.LEADS
+            return work
 
     def still_wanted(self, work: Work, now_s: float) -> bool:
         """Whether any picture's caller waits for the work. After False nobody can join it any more."""

@@ -1,11 +1,12 @@
 """Threads that turn files into pixels. Python threads do: the decoders release the interpreter's lock."""
 
 import logging
-import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from app.inference.lanes import Lane, LaneQueue
 from app.inference.threads import use_native_threads
 
 logger = logging.getLogger(__name__)
@@ -14,22 +15,36 @@ Job = TypeVar("Job")
 
 
 class DecodePool(Generic[Job]):
-    """A fixed number of threads that handle jobs in the order of their arrival.
+    """A fixed number of threads that handle jobs: the interactive ones first, see `LaneQueue`.
 
     Args:
         handle: Does a job. If it raises anything at all, `failed` is told, and the thread goes on unless what
             was raised ends a process.
         failed: Settles a job that `handle` left unsettled.
         threads: How many, each with one native thread.
+        bulk_at_once: Jobs of the bulk lane that may be begun and not yet `bulk_ended`, so that bulk work that
+            waits behind the decoders never holds all that a decoder needs.
     """
 
-    def __init__(self, handle: Callable[[Job], None], *, failed: Callable[[Job], None], threads: int) -> None:
+    def __init__(
+        self,
+        handle: Callable[[Job], None],
+        *,
+        failed: Callable[[Job], None],
+        threads: int,
+        bulk_at_once: int = 1,
+    ) -> None:
         self._handle = handle
         self._failed = failed
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._bulk_at_once = bulk_at_once
+        self._bulk_begun = 0
+        self._changed = threading.Condition()
+        self._jobs: LaneQueue[Job] = LaneQueue()
+        self._closing = False
         self._started = threading.Barrier(threads + 1)
+        self._began_s: list[float | None] = [None] * threads  # what each thread does now, since when
         self._threads = [
-            threading.Thread(target=self._main, name=f"dino-decode-{number}", daemon=True)
+            threading.Thread(target=self._main, args=(number,), name=f"dino-decode-{number}", daemon=True)
             for number in range(threads)
         ]
 
@@ -39,16 +54,26 @@ class DecodePool(Generic[Job]):
             thread.start()
         self._started.wait()
 
-    def put(self, job: Job) -> None:
+    def put(self, job: Job, lane: Lane = "interactive") -> None:
         """Adds a job; never waits. The number of jobs is admission's care."""
-        self._jobs.put(job)
+        with self._changed:
+            self._jobs.put(job, lane)
+            self._changed.notify()
+
+    def bulk_ended(self) -> None:
+        """A job of the bulk lane that was begun doesn't count any more."""
+        with self._changed:
+            self._bulk_begun -= 1
+            self._changed.notify()
 
     def close(self, *, timeout_s: float | None = None) -> None:
         """Ends the threads once they have handled all jobs, and waits for each up to the timeout."""
-        for _ in self._threads:
-            self._jobs.put(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
         for thread in self._threads:
-            thread.join(timeout_s)
+            if thread.ident is not None:
+                thread.join(timeout_s)
 
     @property
     def alive(self) -> bool:
@@ -58,12 +83,24 @@ class DecodePool(Generic[Job]):
     @property
     def depth(self) -> int:
         """Jobs that no thread has begun."""
-        return self._jobs.qsize()
+        return len(self._jobs)
 
-    def _main(self) -> None:
+    def busy_for_s(self) -> float:
+        """How long the longest job has been in its thread; 0 where there is none."""
+        now_s = time.monotonic()
+        return max((now_s - began_s for began_s in self._began_s if began_s is not None), default=0.0)
+
+    def _main(self, number: int) -> None:
         use_native_threads(1)
         self._started.wait()
-        while (job := self._jobs.get()) is not None:
+        while True:
+            with self._changed:
+                while (lane := self._turn()) is None:
+                    if self._closing and not self._jobs:
+                        return
+                    self._changed.wait()
+                job = self._jobs.pop(lane)
+            self._began_s[number] = time.monotonic()
             try:
                 self._handle(job)
             except Exception:
@@ -73,3 +110,12 @@ class DecodePool(Generic[Job]):
                 logger.exception("a decoder thread died; the service must be restarted")
                 self._failed(job)
                 return
+            finally:
+                self._began_s[number] = None
+
+    def _turn(self) -> Lane | None:
+        # At the end nobody comes who could be kept waiting.
+        lane = self._jobs.turn(bulk_may=self._closing or self._bulk_begun < self._bulk_at_once)
+        if lane == "bulk":
+            self._bulk_begun += 1
+        return lane

@@ -18,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from app.errors import DeadlineExceeded, InvalidPixels, NotReady, Overloaded, TooLarge
-from app.inference.admission import Admission, Cost
+from app.inference.admission import BULK_SHARE, Admission, Cost
 from app.inference.batcher import DeviceLost, Dropped
 from app.inference.config import InferenceConfig
 from app.inference.cuda import CudaEmbedder
 from app.inference.embedder import Embedder, TorchEmbedder
 from app.inference.headers import header_of
+from app.inference.lanes import Lane
 from app.inference.pipeline import Outcome, Pipeline, PipelineConfig, Settlement
 from app.inference.results import ImageEmbedding, ImageFailure, Matrix, ModelInfo
 from app.inference.stats import EngineStats, Observer
@@ -63,6 +64,7 @@ class Engine:
             self._embedder = model
         self._admission = Admission(
             Cost(config.max_images_in_flight, config.max_bytes_in_flight, config.max_pixels_in_flight),
+            bulk_capacity=_bulk_capacity(config),
             clock=time.monotonic,
         )
         self._pipeline = Pipeline(
@@ -129,8 +131,8 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether every thread runs and no batch hangs. Once started, False means: restart the process."""
-        return self._pipeline.alive and self._pipeline.batcher.busy_for_s() < self._config.stall_s
+        """Whether every thread runs and none hangs. Once started, False means: restart the process."""
+        return self._pipeline.alive and self._pipeline.busy_for_s() < self._config.stall_s
 
     def gauges(self) -> dict[str, float]:
         """What is in the engine now, by the metrics' names without prefix."""
@@ -138,6 +140,7 @@ class Engine:
             "queue_depth": self._pipeline.depth,
             "inflight_batches": self._pipeline.batcher.batches_in_flight,
             "inflight_images": self._admission.held.images,
+            "inflight_bulk_images": self._admission.held_by("bulk").images,
             "inflight_bytes": self._admission.held.bytes,
             "queue_pixels": self._admission.held.pixels,
             "images_per_second": self._admission.images_per_s or 0.0,
@@ -145,12 +148,13 @@ class Engine:
         }
 
     async def embed(
-        self, images: Sequence[bytes], *, deadline_s: float | None = None
+        self, images: Sequence[bytes], *, lane: Lane = "interactive", deadline_s: float | None = None
     ) -> list[ImageEmbedding | ImageFailure]:
         """Embeds files.
 
         Args:
             images: Whole files, in any of the formats that we read.
+            lane: "bulk" for work that nobody waits for image by image: see `app.inference.lanes`.
             deadline_s: From now; None for the engine's default. Work that can't make it is dropped.
 
         Returns:
@@ -172,8 +176,8 @@ class Engine:
             for index, header in enumerate(headers)
             if isinstance(header, ImageHeader)
         }
-        self._admit(costs.values(), deadline_s)
-        request = self._new_request(len(images), deadline_s)
+        self._admit(costs.values(), lane, deadline_s)
+        request = self._new_request(len(images), lane, deadline_s)
         pictures: list[Picture | None] = [None] * len(images)
         for index, header in enumerate(headers):
             if isinstance(header, ImageFailure):
@@ -189,13 +193,18 @@ class Engine:
         return [_result(row, picture) for row, picture in zip(request.rows, pictures, strict=True)]
 
     async def embed_pixels(
-        self, pixels_BHWC: NDArray[np.uint8], *, deadline_s: float | None = None
+        self,
+        pixels_BHWC: NDArray[np.uint8],
+        *,
+        lane: Lane = "interactive",
+        deadline_s: float | None = None,
     ) -> Matrix:
         """Embeds pictures that the caller has decoded, resized and cropped.
 
         Args:
             pixels_BHWC: uint8, RGB, `input_px` high and wide; must not change until the answer.
-            deadline_s: As for `embed`.
+            lane: As for `embed`.
+            deadline_s: Likewise.
 
         Returns:
             float32 [B, D]; NaN in the rows of images that the model gave nothing for.
@@ -214,8 +223,8 @@ class Engine:
             )
         self._refuse_too_many(len(pixels_BHWC))
         cost = Cost(1, size_px * size_px * 3, 0)  # nothing to decode
-        self._admit([cost] * len(pixels_BHWC), deadline_s)
-        request = self._new_request(len(pixels_BHWC), deadline_s)
+        self._admit([cost] * len(pixels_BHWC), lane, deadline_s)
+        request = self._new_request(len(pixels_BHWC), lane, deadline_s)
         pixels_BCHW = torch.from_numpy(np.require(pixels_BHWC, requirements=["C", "W"])).permute(0, 3, 1, 2)
         for index, pixels_CHW in enumerate(pixels_BCHW):
             self._pipeline.submit_pixels(Picture(request, index, cost), pixels_CHW)
@@ -249,10 +258,10 @@ class Engine:
             self._header_reader, lambda: [header_of(data, self._config) for data in images]
         )
 
-    def _admit(self, costs: Iterable[Cost], deadline_s: float | None) -> None:
+    def _admit(self, costs: Iterable[Cost], lane: Lane, deadline_s: float | None) -> None:
         total = sum(costs, Cost())
         try:
-            self._admission.admit(total, deadline_s=deadline_s)
+            self._admission.admit(total, lane=lane, deadline_s=deadline_s)
         except Overloaded as error:
             self._observer.count("rejected_total", label=error.reason)
             raise
@@ -260,11 +269,12 @@ class Engine:
             self._observer.count("rejected_total", label="too_large")
             raise
 
-    def _new_request(self, images: int, deadline_s: float | None) -> Request:
+    def _new_request(self, images: int, lane: Lane, deadline_s: float | None) -> Request:
         return Request(
             asyncio.get_running_loop().create_future(),
             images=images,
             deadline_s=math.inf if deadline_s is None else time.monotonic() + deadline_s,
+            lane=lane,
         )
 
     async def _answer(self, request: Request, deadline_s: float | None) -> None:
@@ -308,24 +318,23 @@ class Engine:
 
     def _settle(self, picture: Picture, outcome: Outcome) -> str:
         """Gives one image its outcome, and its cost back; returns the outcome's name."""
+        request = picture.request
+        served = not isinstance(outcome, Dropped | DeviceLost)
+        self._admission.release(picture.cost, lane=request.lane, served=served)
         match outcome:
             case Dropped():
-                self._admission.release(picture.cost, served=False)
                 return "dropped"
             case DeviceLost():
-                self._admission.release(picture.cost, served=False)
-                picture.request.fail(
+                request.fail(
                     NotReady("the model's device was lost, or the service stopped: send the request again")
                 )
                 return "dropped"
             case ImageFailure():
-                self._admission.release(picture.cost, served=True)
                 self._observer.count("image_errors_total", label=outcome.code)
-                picture.request.answer(picture.index, outcome)
+                request.answer(picture.index, outcome)
                 return "failed"
             case row:
-                self._admission.release(picture.cost, served=True)
-                picture.request.answer(picture.index, row)
+                request.answer(picture.index, row)
                 return "embedded"
 
     async def _drain(self) -> bool:
@@ -349,6 +358,15 @@ def make_embedder(bundle: Bundle, *, max_batch: int | None = None) -> Embedder:
     if next(bundle.model.parameters()).device.type == "cuda":
         return CudaEmbedder(bundle, **sizes)
     return TorchEmbedder(bundle, **sizes)
+
+
+def _bulk_capacity(config: InferenceConfig) -> Cost:
+    """A part of the budgets, and any one image fits into it."""
+    return Cost(
+        max(1, int(config.max_images_in_flight * BULK_SHARE)),
+        max(config.max_image_bytes, int(config.max_bytes_in_flight * BULK_SHARE)),
+        max(config.limits.max_pixels, int(config.max_pixels_in_flight * BULK_SHARE)),
+    )
 
 
 def _pipeline_config(config: InferenceConfig, embedder: Embedder) -> PipelineConfig:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from app.inference.batcher import Batcher, BatcherConfig, DeviceLost, Dropped
-from app.inference.cache import EmbeddingCache, Joined
+from app.inference.cache import EmbeddingCache
 from app.inference.decode import DecodePool
 from app.inference.embedder import Embedder, batch_sizes
 from app.inference.results import ImageFailure, Matrix
@@ -81,13 +81,23 @@ class Pipeline:
         slots = (embedder.in_flight + 2) * embedder.max_batch + config.decode_threads
         self._ring = PixelRing(slots, embedder.preprocessing.crop_px, pinned=embedder.pinned)
         self._decoders: DecodePool[Work] = DecodePool(
-            self._decode, failed=self._decode_failed, threads=config.decode_threads
+            self._decode,
+            failed=self._decode_failed,
+            threads=config.decode_threads,
+            # Enough to keep the device busy, and yet a batch of slots is left for interactive work.
+            bulk_at_once=(embedder.in_flight + 1) * embedder.max_batch,
         )
         self.batcher: Batcher[Work, Row] = Batcher(
             self._launch,
             wanted=self._still_wanted,
             settle=self._settle_batch,
-            config=BatcherConfig(max_batch=embedder.max_batch, in_flight=embedder.in_flight),
+            lane_of=lambda work: work.lane,
+            config=BatcherConfig(
+                max_batch=embedder.max_batch,
+                in_flight=embedder.in_flight,
+                # A CPU's time for a batch grows with each image in it; that of a device of its own hardly.
+                mixes_lanes=embedder.pinned,
+            ),
             observer=observer,
         )
 
@@ -108,7 +118,8 @@ class Pipeline:
 
     def submit(self, picture: Picture) -> None:
         """Sends a file on its way."""
-        self._decoders.put(Work([picture]))
+        work = Work([picture])
+        self._decoders.put(work, work.lane)
 
     def submit_pixels(self, picture: Picture, pixels_CHW: Tensor) -> None:
         """Sends pixels of the model's size on their way; they must stay as they are until settled."""
@@ -132,6 +143,10 @@ class Pipeline:
         """Whether all threads run."""
         return self._decoders.alive and self.batcher.alive
 
+    def busy_for_s(self) -> float:
+        """How long the oldest batch is on the device, or the slowest picture in its decoder."""
+        return max(self.batcher.busy_for_s(), self._decoders.busy_for_s())
+
     @property
     def depth(self) -> int:
         """Pictures that wait for a decoder or for the device."""
@@ -140,19 +155,23 @@ class Pipeline:
     def _decode(self, work: Work) -> None:
         """Begins a picture's work, on a decoder's thread; an exception from here is `_decode_failed`'s."""
         started_s = time.perf_counter()
+        work.begun_as_bulk = work.lane == "bulk"
         if self._abandoned:
             return self._end(work, DeviceLost())
         if not self._still_wanted(work):
             return self._end(work, Dropped())
         (picture,) = work.pictures  # nobody has joined yet
         picture.sha256 = hashlib.sha256(picture.data).digest()
-        joined = self._cache.join(picture, work)
-        if joined is Joined.LEADS:
+        found = self._cache.join(picture, work)
+        if found is work:
             return self._fill_slot(work, picture.data, started_s)
-        if joined is Joined.FOLLOWS:
+        self._end_bulk(work)
+        if isinstance(found, Work):
+            if work.lane == "interactive":
+                self.batcher.promote()
             return self._observer.count("cache_hits_total", label="in_flight")
         self._observer.count("cache_hits_total", label="stored")
-        return self._settled([([picture], joined)])
+        return self._settled([([picture], found)])
 
     def _fill_slot(self, work: Work, data: bytes, started_s: float) -> None:
         try:
@@ -213,7 +232,13 @@ class Pipeline:
         self._cache.finish(work, outcome if isinstance(outcome, np.ndarray) else None)
         if work.slot is not None:
             self._ring.release(work.slot)
+        self._end_bulk(work)
         return work.pictures, outcome
+
+    def _end_bulk(self, work: Work) -> None:
+        if work.begun_as_bulk:
+            work.begun_as_bulk = False
+            self._decoders.bulk_ended()
 
 
 def _rows_in_place(rows_BD: Matrix, places: list[int]) -> list[Row]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from app.errors import ServiceError
 from app.inference.admission import Cost
+from app.inference.lanes import Lane
 from app.inference.results import ImageFailure, Vector
 from dino_core.preprocess import ImageHeader
 
@@ -22,13 +23,22 @@ class Request:
         answered: Set when no image is missing any more.
         images: How many.
         deadline_s: On the monotonic clock; infinity for none.
+        lane: How urgent it is.
     """
 
-    __slots__ = ("answered", "deadline_s", "left", "missing", "rows")
+    __slots__ = ("answered", "deadline_s", "lane", "left", "missing", "rows")
 
-    def __init__(self, answered: asyncio.Future[None], *, images: int, deadline_s: float) -> None:
+    def __init__(
+        self,
+        answered: asyncio.Future[None],
+        *,
+        images: int,
+        deadline_s: float,
+        lane: Lane = "interactive",
+    ) -> None:
         self.answered = answered
         self.deadline_s = deadline_s
+        self.lane = lane
         self.rows: list[Row | None] = [None] * images
         self.missing = images
         self.left = False
@@ -80,10 +90,17 @@ class Work:
 
     Attributes:
         pictures: Who gets the row. `EmbeddingCache` adds to it while the work is open to others.
+        lane: The most urgent of theirs.
         slot: Of the ring, once its pixels are there.
+        begun_as_bulk: Whether it counts among the bulk works that a decoder has begun.
         pixels_CHW: Pixels that were sent instead of a file.
     """
 
     pictures: list[Picture]
+    lane: Lane = field(init=False)
     slot: int | None = None
+    begun_as_bulk: bool = False
     pixels_CHW: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.lane = self.pictures[0].request.lane

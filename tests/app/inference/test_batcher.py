@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.inference.batcher import Batcher, BatcherConfig, DeviceLost, Dropped
+from app.inference.lanes import TURNS_PER_BULK, Lane
 from app.inference.stats import EngineStats
 
 Outcome = str | Exception
@@ -15,7 +16,7 @@ Outcome = str | Exception
 class Desk:
     """A device that doubles numbers, and a desk where the outcomes are handed in."""
 
-    def __init__(self, *, max_batch: int = 4, in_flight: int = 1) -> None:
+    def __init__(self, *, max_batch: int = 4, in_flight: int = 1, mixes_lanes: bool = False) -> None:
         self.free = threading.Event()  # cleared: the device is busy
         self.free.set()
         self.entered = threading.Event()
@@ -26,12 +27,14 @@ class Desk:
         self.guilty: set[int] = set()
         self.guilty_when_collected: set[int] = set()
         self.deadly: set[int] = set()
+        self.bulk: set[int] = set()
         self.stats = EngineStats()
         self.batcher: Batcher[int, str] = Batcher(
             self._launch,
             wanted=lambda entry: entry not in self.gone,
             settle=self._settle,
-            config=BatcherConfig(max_batch=max_batch, in_flight=in_flight),
+            lane_of=self.lane_of,
+            config=BatcherConfig(max_batch=max_batch, in_flight=in_flight, mixes_lanes=mixes_lanes),
             observer=self.stats,
         )
 
@@ -42,6 +45,9 @@ class Desk:
     def __exit__(self, *_: object) -> None:
         self.free.set()
         self.batcher.close(timeout_s=20)
+
+    def lane_of(self, entry: int) -> Lane:
+        return "bulk" if entry in self.bulk else "interactive"
 
     def _launch(self, entries: list[int]) -> Callable[[], Sequence[str]]:
         self.entered.set()
@@ -112,6 +118,46 @@ def test_an_idle_device_starts_at_once_on_a_single_entry() -> None:
         desk.batcher.put(7)
         wait_until(lambda: 7 in desk.outcomes)
     assert desk.batches == [[7]]
+
+
+def test_interactive_entries_are_launched_before_bulk_and_a_batch_is_of_one_lane() -> None:
+    with Desk(max_batch=4) as desk:
+        desk.bulk = {1, 2, 3, 4, 5}
+        desk.busy_with(0)
+        for entry in range(1, 8):
+            desk.batcher.put(entry)
+    assert desk.batches == [[0], [6, 7], [1, 2, 3, 4], [5]]
+
+
+def test_where_lanes_mix_bulk_fills_the_places_that_interactive_entries_leave() -> None:
+    with Desk(max_batch=4, mixes_lanes=True) as desk:
+        desk.bulk = {1, 2, 3, 4, 5}
+        desk.busy_with(0)
+        for entry in range(1, 8):
+            desk.batcher.put(entry)
+    assert desk.batches == [[0], [6, 7, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("mixes_lanes", [True, False])
+def test_under_interactive_load_every_eighth_batch_is_bulks(mixes_lanes: bool) -> None:
+    with Desk(max_batch=2, mixes_lanes=mixes_lanes) as desk:
+        desk.bulk = set(range(100, 106))
+        desk.busy_with(0)
+        for entry in [*range(1, 49), *desk.bulk]:
+            desk.batcher.put(entry)
+    of_bulk = [number for number, batch in enumerate(desk.batches[1:]) if set(batch) & desk.bulk]
+    assert of_bulk == [TURNS_PER_BULK - 1, 2 * TURNS_PER_BULK - 1, 3 * TURNS_PER_BULK - 1]
+
+
+def test_an_entry_that_becomes_urgent_overtakes_the_rest_of_bulk() -> None:
+    with Desk(max_batch=2) as desk:
+        desk.bulk = {1, 2, 3, 4}
+        desk.busy_with(0)
+        for entry in (1, 2, 3, 4, 5):
+            desk.batcher.put(entry)
+        desk.bulk.remove(4)
+        desk.batcher.promote()
+    assert desk.batches == [[0], [5, 4], [1, 2], [3]]
 
 
 def test_an_entry_that_nobody_wants_is_never_launched_and_its_place_is_taken_by_the_next() -> None:
@@ -326,15 +372,24 @@ def test_sizes_below_one_are_refused(max_batch: int, in_flight: int) -> None:
 @given(
     max_batch=st.integers(1, 9),
     in_flight=st.integers(1, 3),
+    mixes_lanes=st.booleans(),
     senders=st.lists(st.lists(st.sampled_from(["put", "gone", "guilty", "late"]), max_size=12), max_size=4),
+    bulk=st.sets(st.integers(0, 40)),
     drain=st.booleans(),
     lost_at=st.none() | st.integers(0, 40),
 )
 def test_whatever_happens_each_entry_ends_once_and_as_it_deserves(
-    max_batch: int, in_flight: int, senders: list[list[str]], drain: bool, lost_at: int | None
+    max_batch: int,
+    in_flight: int,
+    mixes_lanes: bool,
+    senders: list[list[str]],
+    bulk: set[int],
+    drain: bool,
+    lost_at: int | None,
 ) -> None:
     kinds = dict(enumerate(kind for sender in senders for kind in sender))
-    desk = Desk(max_batch=max_batch, in_flight=in_flight)
+    desk = Desk(max_batch=max_batch, in_flight=in_flight, mixes_lanes=mixes_lanes)
+    desk.bulk = set(bulk)
     desk.gone = {entry for entry, kind in kinds.items() if kind == "gone"}
     desk.guilty = {entry for entry, kind in kinds.items() if kind == "guilty"}
     desk.guilty_when_collected = {entry for entry, kind in kinds.items() if kind == "late"}
@@ -347,6 +402,9 @@ def test_whatever_happens_each_entry_ends_once_and_as_it_deserves(
     ]
     for thread in threads:
         thread.start()
+    for entry in bulk:
+        desk.bulk.discard(entry)
+        desk.batcher.promote()
     for thread in threads:
         thread.join(timeout=20)
     desk.batcher.close(drain=drain, timeout_s=20)

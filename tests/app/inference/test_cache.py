@@ -5,25 +5,31 @@ import math
 import numpy as np
 
 from app.inference.admission import Cost
-from app.inference.cache import EmbeddingCache, Joined
+from app.inference.cache import EmbeddingCache
+from app.inference.lanes import Lane
 from app.inference.results import Vector
 from app.inference.work import Picture, Request, Work
 
 
-def picture_of(data: bytes, request: Request | None = None) -> Picture:
+def picture_of(data: bytes, request: Request | None = None, *, lane: Lane = "interactive") -> Picture:
     if request is None:
         loop = asyncio.new_event_loop()
-        request = Request(loop.create_future(), images=1, deadline_s=math.inf)
+        request = Request(loop.create_future(), images=1, deadline_s=math.inf, lane=lane)
         loop.close()
     picture = Picture(request, 0, Cost(1), data)
     picture.sha256 = hashlib.sha256(data).digest()
     return picture
 
 
-def enter(cache: EmbeddingCache, data: bytes) -> tuple[Work, Vector | Joined]:
-    picture = picture_of(data)
+def enter(cache: EmbeddingCache, data: bytes, *, lane: Lane = "interactive") -> tuple[Work, Vector | Work]:
+    picture = picture_of(data, lane=lane)
     work = Work([picture])
     return work, cache.join(picture, work)
+
+
+def leads(entered: tuple[Work, Vector | Work]) -> bool:
+    work, found = entered
+    return found is work
 
 
 def row(value: float) -> Vector:
@@ -32,11 +38,21 @@ def row(value: float) -> Vector:
 
 def test_the_first_leads_the_same_bytes_follow_and_other_bytes_lead() -> None:
     cache = EmbeddingCache("sha256:a", max_rows=8)
-    work, joined = enter(cache, b"one")
-    assert joined is Joined.LEADS
-    assert enter(cache, b"one")[1] is Joined.FOLLOWS
+    work, found = enter(cache, b"one")
+    assert found is work
+    assert enter(cache, b"one")[1] is work
     assert len(work.pictures) == 2
-    assert enter(cache, b"two")[1] is Joined.LEADS
+    assert leads(enter(cache, b"two"))
+
+
+def test_work_is_as_urgent_as_the_most_urgent_who_waits_for_it() -> None:
+    cache = EmbeddingCache("sha256:a", max_rows=8)
+    work, _ = enter(cache, b"one", lane="bulk")
+    lanes = [work.lane]
+    for lane in ("bulk", "interactive", "bulk"):
+        enter(cache, b"one", lane=lane)
+        lanes.append(work.lane)
+    assert lanes == ["bulk", "bulk", "interactive", "interactive"]
 
 
 def test_a_finished_row_is_found_by_its_bytes_and_cannot_be_changed() -> None:
@@ -56,7 +72,7 @@ def test_work_without_a_row_is_not_kept_and_the_next_leads_again() -> None:
     cache = EmbeddingCache("sha256:a", max_rows=8)
     work, _ = enter(cache, b"one")
     cache.finish(work, None)
-    assert enter(cache, b"one")[1] is Joined.LEADS
+    assert leads(enter(cache, b"one"))
 
 
 def test_the_least_recently_used_leaves_first() -> None:
@@ -67,16 +83,16 @@ def test_the_least_recently_used_leaves_first() -> None:
     cache.finish(enter(cache, b"three")[0], row(3))
     assert len(cache) == 2
     assert isinstance(enter(cache, b"one")[1], np.ndarray)
-    assert enter(cache, b"two")[1] is Joined.LEADS
+    assert leads(enter(cache, b"two"))
 
 
 def test_without_room_for_rows_work_in_flight_is_still_shared() -> None:
     cache = EmbeddingCache("sha256:a", max_rows=0)
     work, _ = enter(cache, b"one")
-    assert enter(cache, b"one")[1] is Joined.FOLLOWS
+    assert enter(cache, b"one")[1] is work
     cache.finish(work, row(1))
     assert len(cache) == 0
-    assert enter(cache, b"one")[1] is Joined.LEADS
+    assert leads(enter(cache, b"one"))
 
 
 def test_work_is_wanted_while_one_of_its_callers_is_there_and_closed_when_none_is() -> None:
@@ -89,7 +105,7 @@ def test_work_is_wanted_while_one_of_its_callers_is_there_and_closed_when_none_i
     follower.request.deadline_s = 5.0
     assert cache.still_wanted(work, 4.9)
     assert not cache.still_wanted(work, 5.0)
-    assert enter(cache, b"one")[1] is Joined.LEADS, "nobody joins work that will not be done"
+    assert leads(enter(cache, b"one")), "nobody joins work that will not be done"
 
 
 def test_pixels_sent_without_a_file_are_never_stored() -> None:

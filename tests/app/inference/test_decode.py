@@ -1,4 +1,6 @@
+import queue
 import threading
+import time
 
 from app.inference.decode import DecodePool
 
@@ -71,3 +73,57 @@ def test_jobs_wait_where_all_threads_are_busy() -> None:
     free.set()
     pool.close(timeout_s=20)
     assert pool.depth == 0
+
+
+def test_interactive_jobs_overtake_bulk() -> None:
+    free, begun = threading.Event(), threading.Event()
+    handled: list[str] = []
+
+    def handle(job: str) -> None:
+        begun.set()
+        assert free.wait(timeout=20)
+        handled.append(job)
+
+    pool: DecodePool[str] = DecodePool(handle, failed=lambda _: None, threads=1, bulk_at_once=9)
+    pool.start()
+    pool.put("first")
+    assert begun.wait(timeout=20)
+    for number in range(3):
+        pool.put(f"bulk {number}", "bulk")
+    pool.put("second")
+    free.set()
+    pool.close(timeout_s=20)
+    assert handled == ["first", "second", "bulk 0", "bulk 1", "bulk 2"]
+
+
+def test_bulk_that_waits_behind_the_decoders_holds_only_its_part_of_what_they_need() -> None:
+    handled: queue.SimpleQueue[str] = queue.SimpleQueue()
+    pool: DecodePool[str] = DecodePool(handled.put, failed=lambda _: None, threads=1, bulk_at_once=2)
+    pool.start()
+    for number in range(4):
+        pool.put(f"bulk {number}", "bulk")
+    assert [handled.get(timeout=20), handled.get(timeout=20)] == ["bulk 0", "bulk 1"]
+    pool.put("interactive")
+    assert handled.get(timeout=20) == "interactive", "though it came after all of bulk"
+    assert pool.depth == 2
+    pool.bulk_ended()
+    assert handled.get(timeout=20) == "bulk 2"
+    pool.close(timeout_s=20)
+    assert handled.get(timeout=20) == "bulk 3", "at the end all is handled"
+
+
+def test_a_job_that_takes_long_shows_while_it_lasts() -> None:
+    free = threading.Event()
+    pool: DecodePool[int] = DecodePool(
+        lambda _: None if free.wait(20) else None, failed=lambda _: None, threads=2
+    )
+    pool.start()
+    assert pool.busy_for_s() == 0
+    pool.put(1)
+    deadline_s = time.monotonic() + 20
+    while pool.busy_for_s() < 0.05:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    free.set()
+    pool.close(timeout_s=20)
+    assert pool.busy_for_s() == 0

@@ -341,6 +341,105 @@ def test_who_shares_an_image_still_gets_it_when_the_first_caller_leaves() -> Non
     run(scenario, embedder, stats=stats)
 
 
+def test_an_interactive_picture_overtakes_bulk_that_has_filled_decoders_and_slots() -> None:
+    embedder = ColourEmbedder(max_batch=2)
+
+    async def scenario(engine: Engine) -> None:
+        busy = await device_busy(engine, embedder)
+        of_bulk: list[Colour] = [(value, 5, 5) for value in range(1, 41)]
+        bulk = asyncio.create_task(engine.embed([picture(colour) for colour in of_bulk], lane="bulk"))
+        batcher = engine._pipeline.batcher
+        await until(lambda: batcher.depth == 4)  # as much of bulk as may be begun: two batches
+        one = asyncio.create_task(engine.embed([picture(RED)]))
+        await until(lambda: batcher.depth == 5)
+        embedder.open.set()
+        assert colours(await one) == [RED]
+        assert colours(await bulk) == of_bulk
+        assert colours(await busy) == [GREY]
+
+    run(scenario, embedder, decode_threads=1)
+    assert embedder.batches[:2] == [[GREY], [RED]]
+
+
+def test_bulk_moves_on_though_interactive_pictures_always_wait() -> None:
+    embedder = ColourEmbedder(max_batch=1)
+
+    async def scenario(engine: Engine) -> None:
+        busy = await device_busy(engine, embedder)
+        bulk = asyncio.create_task(
+            engine.embed([picture((value, 5, 5)) for value in range(1, 4)], lane="bulk")
+        )
+        many = asyncio.create_task(engine.embed([picture((value, 9, 9)) for value in range(1, 101)]))
+        await until(lambda: engine.gauges()["inflight_images"] == 104)
+        embedder.open.set()
+        await bulk
+        assert not many.done()
+        await asyncio.gather(many, busy)
+
+    run(scenario, embedder)
+
+
+def test_bulk_leaves_room_for_interactive_requests() -> None:
+    embedder = ColourEmbedder()
+
+    async def scenario(engine: Engine) -> None:
+        busy = await device_busy(engine, embedder)
+        bulk = asyncio.create_task(
+            engine.embed([picture((value, 5, 5)) for value in range(1, 6)], lane="bulk")
+        )
+        await until(lambda: engine.gauges()["inflight_bulk_images"] == 5)
+        with pytest.raises(Overloaded, match="bulk requests"):
+            await engine.embed([picture(BLUE)], lane="bulk")
+        one = asyncio.create_task(engine.embed([picture(RED)] * 4))
+        await until(lambda: engine.gauges()["inflight_images"] == 10)
+        embedder.open.set()
+        await asyncio.gather(busy, bulk, one)
+        assert engine.gauges()["inflight_bulk_images"] == 0
+
+    run(scenario, embedder, max_images_in_flight=10, max_images_per_request=10)
+
+
+def test_a_bulk_picture_that_an_interactive_caller_also_waits_for_becomes_interactive() -> None:
+    embedder = ColourEmbedder(max_batch=1)
+    stats = EngineStats()
+
+    async def scenario(engine: Engine) -> None:
+        busy = await device_busy(engine, embedder)
+        bulk = asyncio.create_task(engine.embed([picture(BLUE), picture(RED)], lane="bulk"))
+        await until(lambda: engine._pipeline.batcher.depth == 2)
+        joins = asyncio.create_task(engine.embed([picture(RED)]))
+        await until(lambda: stats.totals["cache_hits_total", "in_flight"] == 1)
+        embedder.open.set()
+        assert colours(await joins) == [RED]
+        assert colours(await bulk) == [BLUE, RED]
+        await busy
+
+    run(scenario, embedder, stats=stats)
+    assert embedder.launched == [GREY, RED, BLUE]
+
+
+def test_a_decoder_that_hangs_turns_alive_false_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+
+    def hang_on_red(data: bytes, preprocessing: Preprocessing, *, limits: ImageLimits) -> Tensor:
+        if data == picture(RED):
+            assert go_on.wait(timeout=20)
+        return load_pixels(data, preprocessing, limits=limits)
+
+    monkeypatch.setattr("app.inference.pipeline.load_pixels", hang_on_red)
+
+    async def scenario(engine: Engine) -> None:
+        slow = asyncio.create_task(engine.embed([picture(RED)]))
+        await until(lambda: engine.gauges()["inflight_images"] == 1)
+        assert colours(await engine.embed([picture(GREEN), picture(BLUE)])) == [GREEN, BLUE]
+        await until(lambda: not engine.alive)
+        go_on.set()
+        assert colours(await slow) == [RED]
+        assert engine.alive
+
+    run(scenario, ColourEmbedder(), stall_s=0.3)
+
+
 def our_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("dino-")}
 
