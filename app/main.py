@@ -33,6 +33,7 @@ from app.api.guard import BodyLimit, EncodedItemPaths, Guard, read_api_keys
 from app.api.openapi import PROBLEM_RESPONSES, describe_problems
 from app.api.pages import Pages, page_router
 from app.api.state import State, expect_fingerprint
+from app.api.urgency import read_urgency
 from app.errors import CollectionExists, UnknownCollection
 from app.inference.engine import Engine
 from app.inference.threads import cpu_budget
@@ -118,7 +119,7 @@ def create_app(
         ],
     )
     problems.install(app)
-    api = APIRouter(dependencies=[Depends(expect_fingerprint)])
+    api = APIRouter(dependencies=[Depends(expect_fingerprint), Depends(read_urgency)])
     for resource in _RESOURCES:
         api.include_router(resource.router)
     app.include_router(api)

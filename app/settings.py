@@ -218,7 +218,9 @@ class Settings(_FlagsEnvironmentFile):
     max_concurrent_images: int = Field(1024, ge=1)
     """Images between arrival and answer, of all requests; above it the answer is 429."""
     request_timeout_s: float = Field(30.0, gt=0)
-    """From a whole body to its answer; then 504."""
+    """From a whole body to its answer, unless the request says how long; then 504."""
+    max_request_timeout_s: float = Field(600.0, gt=0)
+    """The longest that a request may say; what is above it counts as this."""
     upload_timeout_s: float = Field(120.0, gt=0)
     """For a body to arrive; then 408."""
 

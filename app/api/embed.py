@@ -17,6 +17,8 @@ from app.api.openapi import answer_of, body_of, example
 from app.api.refusals import ImageRefused, InvalidParameter
 from app.api.schemas import EmbedAnswer, EmbedParameters, OnError, base64_of, parse
 from app.api.state import State, StateDep, timed, while_connected
+from app.api.urgency import urgency
+from app.inference.lanes import Lane
 from app.inference.results import ImageEmbedding, ImageFailure, ModelInfo
 
 router = APIRouter(tags=["embeddings"])
@@ -66,16 +68,29 @@ async def embed(request: Request, state: StateDep) -> Response:
 
 
 async def embed_images(
-    state: State, images: Sequence[SentImage], *, timeout_s: float | None
+    state: State,
+    images: Sequence[SentImage],
+    *,
+    timeout_s: float | None = None,
+    priority: Lane | None = None,
 ) -> list[ImageEmbedding | ImageFailure]:
     """Embeds the images that are files, and leaves in their places those that failed before.
+
+    Args:
+        state: Of the request, with what its headers say of its urgency.
+        images: In order.
+        timeout_s: As its parameters say.
+        priority: Likewise.
 
     Raises:
         TooLarge: See `Engine.embed`, and so Overloaded, NotReady and DeadlineExceeded.
     """
+    urgent = urgency(state, priority=priority, timeout_s=timeout_s)
     embedded = iter(
         await state["engine"].embed(
-            [image for image in images if isinstance(image, bytes)], deadline_s=timeout_s
+            [image for image in images if isinstance(image, bytes)],
+            lane=urgent.lane,
+            deadline_s=urgent.deadline_s,
         )
     )
     return [next(embedded) if isinstance(image, bytes) else image for image in images]
@@ -112,8 +127,13 @@ async def _embed_upload(
     state: State, upload: Upload, parameters: EmbedParameters
 ) -> list[ImageEmbedding | ImageFailure]:
     if upload.pixels is None:
-        return await embed_images(state, upload.images, timeout_s=parameters.timeout)
-    rows_BD = await state["engine"].embed_pixels(upload.pixels, deadline_s=parameters.timeout)
+        return await embed_images(
+            state, upload.images, timeout_s=parameters.timeout, priority=parameters.priority
+        )
+    urgent = urgency(state, priority=parameters.priority, timeout_s=parameters.timeout)
+    rows_BD = await state["engine"].embed_pixels(
+        upload.pixels, lane=urgent.lane, deadline_s=urgent.deadline_s
+    )
     return [_pixels_result(row, state["engine"].input_px) for row in rows_BD]
 
 

@@ -37,6 +37,7 @@ async def info(state: StateDep) -> Response:
             "images_per_request": settings.max_client_batch_size,
             "concurrent_images": settings.max_concurrent_images,
             "request_timeout_s": settings.request_timeout_s,
+            "max_request_timeout_s": settings.max_request_timeout_s,
         },
         "versions": {"dinoserve": version("dinoserve"), "torch": version("torch")},
     }

@@ -33,6 +33,7 @@ from app.api.schemas import (
     parse,
 )
 from app.api.state import StateDep, in_worker, timed, while_connected, write_to_current
+from app.api.urgency import urgency
 from app.errors import UnknownItem
 from app.inference.results import ImageFailure
 from app.search.collection import Item
@@ -76,17 +77,18 @@ async def add_items(request: Request, name: str, state: StateDep) -> Response:
     with timed(state, "receive"):
         upload = await read_upload(request, state, lists=("ids", "metadata", "sources"))
     # Off the event loop: a hundred megabytes of base64 may be in it.
-    additions, choice, timeout_s = await in_worker(state, checked_additions, upload, joining)
+    additions, choice, said = await in_worker(state, checked_additions, upload, joining)
     if not additions:
         raise NoImages("the request has no picture: send files in the field `images`, or JSON `items`")
     collection, engine = joining.collection, state["engine"]
+    urgent = urgency(state, priority=said.priority, timeout_s=said.timeout)
     with timed(state, "embed"):
         made = await while_connected(
             request,
             make_items(
                 additions,
                 collection=collection,
-                embed=lambda images: engine.embed(images, deadline_s=timeout_s),
+                embed=lambda images: engine.embed(images, lane=urgent.lane, deadline_s=urgent.deadline_s),
                 workers=state["workers"],
                 limits=ImageLimits(max_pixels=state["settings"].max_image_pixels),
             ),

@@ -14,7 +14,7 @@ from app.adding import Addition
 from app.api.body import SentImage, Upload, image_from_json
 from app.api.embed import on_error
 from app.api.refusals import InvalidParameter
-from app.api.schemas import AddItems, AddParameters, NewItem, OnError, parse
+from app.api.schemas import AddItems, AddParameters, NewItem, OnError, Parameters, parse
 from app.api.state import State, refuse_other_model
 from app.errors import FingerprintMismatch
 from app.search.collection import Collection, Json, Vector
@@ -97,8 +97,11 @@ def joining_of(state: State, name: str, request: Request) -> Joining:
     return Joining(name, collection, served, takes_embeddings=False).saying(next(iter(said), None))
 
 
-def checked_additions(upload: Upload, joining: Joining) -> tuple[list[Addition], OnError, float | None]:
+def checked_additions(upload: Upload, joining: Joining) -> tuple[list[Addition], OnError, Parameters]:
     """What a request says, refused by its place there, and before anything is embedded.
+
+    Returns:
+        What to add, what a failed image does to the others, and all that the request may say beside.
 
     Raises:
         InvalidParameter: A parameter can't be, or an embedding says not whose it is.
@@ -113,11 +116,11 @@ def checked_additions(upload: Upload, joining: Joining) -> tuple[list[Addition],
             addition_of(item, joining, where=f"item {index}", pointer=f"/items/{index}/image")
             for index, item in enumerate(said.items)
         ]
-        return additions, on_error(said.on_error, upload), said.timeout
+        return additions, on_error(said.on_error, upload), said
     form = parse(AddParameters, upload.parameters)
     joining.saying(form.fingerprint)
     refuse_other_model(joining.collection, served=joining.served)
-    return _form_additions(upload, form), on_error(form.on_error, upload), form.timeout
+    return _form_additions(upload, form), on_error(form.on_error, upload), form
 
 
 def addition_of(item: NewItem, joining: Joining, *, where: str, pointer: str) -> Addition:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from app.api.problems import refusal_of
 from app.api.refusals import InvalidParameter
+from app.inference.lanes import Lane
 from app.search.rules import MAX_PAGE_ITEMS
 
 OnError = Literal["item", "fail"]
@@ -46,8 +47,12 @@ class Parameters(BaseModel):
     on_error: OnError | None = None
     """`item`: an image that fails has its error in its place. `fail`: it fails the request. The default is
     `fail` for a raw body, which is one image, and `item` for lists."""
-    timeout: Annotated[float, Field(gt=0, le=600)] | None = None
-    """Seconds until the answer is of no use any more."""
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds until the answer is of no use any more; above the service's longest, that one. Also as the
+    header `X-Request-Timeout-Ms`."""
+    priority: Lane | None = None
+    """`bulk`: others' interactive requests go first, and this one gets what they leave. Also as the header
+    `X-Priority`."""
 
 
 class EmbedParameters(Parameters):

@@ -234,7 +234,9 @@ def _images_of_examples(parameters: SimilarParameters) -> list[SentImage]:
 async def _embed(state: State, question: _Question) -> list[ImageEmbedding | ImageFailure]:
     parameters = question.parameters
     with timed(state, "embed"):
-        results = await embed_images(state, question.images, timeout_s=parameters.timeout)
+        results = await embed_images(
+            state, question.images, timeout_s=parameters.timeout, priority=parameters.priority
+        )
     # An example that can't be seen would change what the others mean: then there is no answer.
     check_failures(results, "fail" if parameters.positive else on_error(parameters.on_error, question.upload))
     return results

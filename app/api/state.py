@@ -13,6 +13,7 @@ from fastapi import Depends, Header, Request
 from app.api.refusals import ClientLeft
 from app.errors import FingerprintMismatch
 from app.inference.engine import Engine
+from app.inference.lanes import Lane
 from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
 from app.search.embedded.snapshot_files import Snapshots
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 
 class State(TypedDict):
-    """Made by the lifespan; the last two are each request's own.
+    """Made by the lifespan; those that are not required are each request's own.
 
     What takes long (an import, a snapshot) has `bulk`, a thread of its own, and keeps none from requests.
     """
@@ -43,6 +44,8 @@ class State(TypedDict):
     reading: ReadingJobs
     request_id: NotRequired[str]
     timings_ms: NotRequired[dict[str, float]]
+    priority_said: NotRequired[Lane]
+    timeout_said_s: NotRequired[float]
 
 
 async def state_of(request: Request) -> State:  # async, as FastAPI runs other dependencies in threads
