@@ -1,5 +1,7 @@
 """The classifier against a loop over neighbours, by hand, and in chunks."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dino_core import knn
-from dino_core.knn import knn_accuracy, weighted_knn
+from dino_core.knn import knn_accuracy, knn_hits, knn_votes, weighted_knn
 from tests.references import dino_loop
 
 
@@ -82,3 +84,49 @@ def test_more_neighbours_than_images_are_refused(k: int) -> None:
 def test_a_temperature_that_isnt_positive_is_refused() -> None:
     with pytest.raises(ValueError, match="above 0"):
         weighted_knn(torch.eye(4), torch.arange(4), torch.eye(4), k=1, num_classes=4, temperature=0)
+
+
+def test_neighbours_that_tie_share_the_places_and_the_order_of_images_is_nothing() -> None:
+    """Ties went by file order: a network that answers all alike was right where its class came first."""
+    train, labels = torch.ones(40, 3) / 3**0.5, torch.arange(4).repeat_interleave(10)
+    queries, query_labels = torch.ones(8, 3) / 3**0.5, torch.arange(4).repeat(2)
+    for order in (torch.arange(40), torch.arange(40).flip(0), torch.randperm(40)):
+        for k in (1, 10, 40):
+            accuracy = knn_accuracy(train[order], labels[order], queries, query_labels, k=k)
+            assert accuracy[0] == pytest.approx(25), "four classes, of which each is as likely"
+
+
+def test_the_class_with_most_of_those_that_tie_is_named() -> None:
+    train, labels = torch.tensor([[1.0, 0.0]]).expand(5, 2), torch.tensor([0, 0, 0, 1, 1])
+    query = torch.tensor([[1.0, 0.0]])
+    (votes,) = knn_votes(train, labels, query, ks=(2,), num_classes=2)
+    assert votes.tolist() == [pytest.approx([2 * 3 / 5, 2 * 2 / 5])]
+    assert [float(hits) for hits in knn_hits(train, labels, query, torch.tensor([0]), ks=(1, 2, 5))] == [
+        1
+    ] * 3
+
+
+def test_places_above_those_that_tie_are_whole() -> None:
+    train = functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, -1.0]]), dim=1)
+    (votes,) = knn_votes(
+        train, torch.arange(3), torch.tensor([[1.0, 0.0]]), ks=(2,), num_classes=3, temperature=1
+    )
+    tied = math.exp(0.5**0.5 - 1) / 2
+    assert votes[0].tolist() == pytest.approx([1, tied, tied], abs=1e-6)
+
+
+@given(seed=st.integers(0, 2**16), levels=st.integers(1, 4))
+def test_the_order_of_images_changes_nothing(seed: int, levels: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    train = functional.normalize(
+        torch.randint(1, 1 + levels, (30, 3), generator=generator, dtype=torch.float), dim=1
+    )
+    queries = functional.normalize(
+        torch.randint(1, 1 + levels, (9, 3), generator=generator, dtype=torch.float), dim=1
+    )
+    labels, query_labels = (torch.randint(0, 3, (count,), generator=generator) for count in (30, 9))
+    order = torch.randperm(30, generator=generator)
+    straight = knn_hits(train, labels, queries, query_labels, ks=(1, 4, 30))
+    shuffled = knn_hits(train[order], labels[order], queries, query_labels, ks=(1, 4, 30))
+    for one, other in zip(straight, shuffled, strict=True):
+        assert torch.equal(one, other)

@@ -1,7 +1,7 @@
 """`dino-train eval`: what an embedding is worth."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from training.data.addresses import Where
 from training.data.images import Images
 from training.data.opening import open_split
 from training.errors import ConfigError
-from training.evaluation.copies import Copies, find_copies, read_copies
-from training.evaluation.folder import binomial_half_width, evaluate_folder, save_embeddings
+from training.evaluation.copies import Copies, embed_copies, find_copies, read_copies
+from training.evaluation.embedding import save_embeddings
+from training.evaluation.folder import evaluate_folder
+from training.evaluation.intervals import Estimate
 from training.evaluation.models import NamedModel, model_named
 from training.loop import choose_device
 
@@ -72,6 +74,8 @@ def eval_command(settings: EvalSettings, console: Console) -> None:
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)
+    for remark in {remark: None for result in results for remark in result["remarks"]}:
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
     for name, reason in {
         name: reason for result in results for name, reason in result["skipped"].items()
     }.items():
@@ -79,19 +83,25 @@ def eval_command(settings: EvalSettings, console: Console) -> None:
 
 
 def table_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A row for each measure and a column for each model, with half the width of the 95 % interval."""
-    names = list(dict.fromkeys(name for result in results for name in result["measures"]))
+    """A row for each measure and a column for each model, with 95 % intervals."""
     rows = [["measure", *(result["model"] for result in results)]]
     rows.append(["images", *(str(result["images"]) for result in results)])
-    rows.append(["measured", *(result["knn_kind"] for result in results)])
-    for name in names:
-        cells = []
-        for result in results:
-            value, half_width = result["measures"].get(name), result["half_widths"].get(name)
-            number = "" if value is None else f"{value:.2f}"
-            cells.append(number if half_width is None else f"{number} ± {half_width:.2f}")
-        rows.append([name, *cells])
+    rows.append(["measured", *(result["kind"] for result in results)])
+    for name in dict.fromkeys(name for result in results for name in result["measures"]):
+        found = (result["measures"].get(name) for result in results)
+        rows.append([name, *("" if one is None else in_words(one) for one in found)])
+    for name in dict.fromkeys(name for result in results for name in result["spread"]):
+        values = (result["spread"].get(name) for result in results)
+        rows.append([name, *("" if value is None else f"{value:.2f}" for value in values)])
+    for name in dict.fromkeys(name for result in results for name in result["copies_by_attack"]):
+        shares = (result["copies_by_attack"][name]["p_at_1"] for result in results)
+        rows.append([f"copies, {name}", *map(in_words, shares)])
     return rows
+
+
+def in_words(estimate: Mapping[str, float]) -> str:
+    """A number with its interval."""
+    return f"{estimate['value']:.1f} [{estimate['low']:.1f}–{estimate['high']:.1f}]"
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -111,10 +121,13 @@ def _measured(
     result: dict[str, Any] = {
         "model": named.name,
         "fingerprint": named.fingerprint,
+        "remarks": list(named.remarks),
         "images": 0,
-        "knn_kind": "",
+        "kind": "",
         "measures": {},
-        "half_widths": {},
+        "by_class": {},
+        "spread": {},
+        "copies_by_attack": {},
         "skipped": {},
     }
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -123,16 +136,20 @@ def _measured(
         how["on_progress"] = _advancing(progress, task)
         if split is not None:
             report = evaluate_folder(named.model, *split, **how)
-            result |= report.to_json()
+            result |= {"images": report.images, "kind": report.kind, "spread": report.spread}
+            result |= {"measures": _json(report.means), "by_class": _json(report.by_class)}
+            result["skipped"] = report.skipped
             if settings.embeddings is not None:
-                save_embeddings(settings.embeddings, *report.embedded)
+                save_embeddings(settings.embeddings, report.names, report.features_ND)
         if copies is not None:
-            found = find_copies(named.model, copies, **how)
-            share = float(found.found_M.mean())
-            result["measures"] |= {"copies": 100 * share, "copies_micro_ap": 100 * found.micro_ap}
-            result["half_widths"] |= {"copies": binomial_half_width(100 * share, len(found.found_M))}
-            result["measures"] |= {f"copies_{name}": percent for name, percent in found.by_attack().items()}
+            found = find_copies(embed_copies(named.model, copies, **how), copies)
+            result["measures"] |= _json(found.measures)
+            result["copies_by_attack"] = {attack: _json(one) for attack, one in found.by_attack.items()}
     return result
+
+
+def _json(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: estimate.to_json() for name, estimate in estimates.items()}
 
 
 def _advancing(progress: Progress, task: Any) -> Callable[[int], None]:  # noqa: ANN401  rich's own kind of number

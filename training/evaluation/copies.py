@@ -16,10 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dino_core.embedding import EmbeddingModel
+from dino_core.ranking import (
+    average_precision,
+    cosines,
+    expected_precisions,
+    resampled_average_precision,
+)
 from training.data.folder import ImageList, find_images
 from training.errors import DataError
-from training.evaluation.folder import embed_images
+from training.evaluation.embedding import Embedder, embed_images
+from training.evaluation.intervals import Estimate, Resampling, estimate_of
 
 TABLE = "groundtruth.csv"
 _COLUMNS = ("query", "original", "attack")
@@ -39,25 +45,18 @@ class Copies:
 
 @dataclass(frozen=True, kw_only=True)
 class CopyReport:
-    """How well copies are found.
+    """How well copies are found; intervals are over originals, whose copies fail together.
 
     Attributes:
-        found_M: Whether the original was the nearest of all.
-        attacks: What was done to each query.
-        micro_ap: Average precision over all pairs of query and gallery in one ranking, 0 to 1: whether one
-            threshold serves all queries (the measure of the Image Similarity Challenge, Douze et al. 2021).
+        measures: By name: `copies_p_at_1`, whether the original was the nearest; `copies_map`, the mean of
+            average precision, which is 1 / (rank of the original); `copies_micro_ap`, average precision over
+            all pairs of query and gallery in one ranking: whether one threshold serves all queries (that of
+            the Image Similarity Challenge, Douze et al. 2021).
+        by_attack: The first two by what was done to the query.
     """
 
-    found_M: Tensor
-    attacks: tuple[str, ...]
-    micro_ap: float
-
-    def by_attack(self) -> dict[str, float]:
-        """Share of originals that were the nearest, in %, by attack."""
-        return {
-            attack: 100 * float(self.found_M[[name == attack for name in self.attacks]].mean())
-            for attack in sorted(set(self.attacks))
-        }
+    measures: dict[str, Estimate]
+    by_attack: dict[str, dict[str, Estimate]]
 
 
 def read_copies(folder: Path) -> Copies:
@@ -78,11 +77,15 @@ def read_copies(folder: Path) -> Copies:
         rows = csv.DictReader(file)
         if not set(_COLUMNS) <= set(rows.fieldnames or ()):
             raise DataError(f"{table} has the columns {rows.fieldnames}: expected {','.join(_COLUMNS)}")
-        read = [(row["query"], row["original"], row["attack"]) for row in rows]
+        read = sorted(tuple(row[column] or "" for column in _COLUMNS) for row in rows)
     missing = [name for query, original, _ in read for name in (query, original) if name not in places]
     if missing or not read:
         what = f"names {missing[0]}, which is no image below {folder}" if missing else "has no rows"
         raise DataError(f"{table} {what}: correct the table")
+    queries = {query for query, _, _ in read}
+    both = [original for _, original, _ in read if original in queries]
+    if both:
+        raise DataError(f"{table} has {both[0]} as a query and as an original: nothing finds itself")
     return Copies(
         images=images,
         queries_M=torch.tensor([places[query] for query, _, _ in read]),
@@ -91,15 +94,18 @@ def read_copies(folder: Path) -> Copies:
     )
 
 
-def find_copies(
-    model: EmbeddingModel,
+def embed_copies(
+    model: Embedder,
     copies: Copies,
     *,
     batch_size: int = 64,
     workers: int | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
-) -> CopyReport:
-    """Embeds a folder of copies, and looks for each one's original.
+) -> Tensor:
+    """Embeds a folder of copies.
+
+    Returns:
+        float32 [N, D], in the order of the list.
 
     Raises:
         DataError: An image cannot be read: a table with gaps would be another test.
@@ -110,20 +116,41 @@ def find_copies(
     if embedded.skipped:
         name, reason = next(iter(embedded.skipped.items()))
         raise DataError(f"{name} of {copies.images.origin} cannot be read ({reason}): replace it")
+    return embedded.features_ND[embedded.indices_N.argsort()]
+
+
+def find_copies(features_ND: Tensor, copies: Copies) -> CopyReport:
+    """Looks for each copy's original among all that is no copy.
+
+    Args:
+        features_ND: Embeddings of length 1, in the order of the list.
+        copies: What is a copy of what.
+    """
     is_query_N = torch.zeros(len(copies.images), dtype=torch.bool)
     is_query_N[copies.queries_M] = True
     gallery_N = torch.nonzero(~is_query_N).squeeze(1)
-    likeness_MN = embedded.features_ND[copies.queries_M] @ embedded.features_ND[gallery_N].T
+    cosines_MN = cosines(features_ND[copies.queries_M], features_ND[gallery_N])
     is_original_MN = gallery_N[None] == copies.originals_M[:, None]
-    return CopyReport(
-        found_M=is_original_MN.gather(1, likeness_MN.argmax(dim=1, keepdim=True)).squeeze(1).float(),
-        attacks=copies.attacks,
-        micro_ap=average_precision(likeness_MN.flatten(), is_original_MN.flatten()),
-    )
+    first_M, average_M = expected_precisions(cosines_MN, is_original_MN)
+    resampling = Resampling(copies.originals_M)
+    found = resampling.estimates({"copies_p_at_1": first_M}, shares=True)
+    found |= resampling.estimates({"copies_map": average_M}, shares=False)
+    found["copies_micro_ap"] = _micro_ap(cosines_MN, is_original_MN, resampling)
+    by_attack = {}
+    for attack in sorted(set(copies.attacks)):
+        of_it_M = torch.tensor([name == attack for name in copies.attacks])
+        part = Resampling(copies.originals_M[of_it_M])
+        by_attack[attack] = part.estimates({"p_at_1": first_M[of_it_M]}, shares=True) | part.estimates(
+            {"map": average_M[of_it_M]}, shares=False
+        )
+    return CopyReport(measures=found, by_attack=by_attack)
 
 
-def average_precision(scores: Tensor, is_right: Tensor) -> float:
-    """Mean over the right ones, ranked by score among all, of the share of right ones down to there."""
-    hits = is_right[scores.argsort(descending=True, stable=True)].double()
-    precisions = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
-    return float((precisions * hits).sum() / hits.sum())
+def _micro_ap(cosines_MN: Tensor, is_original_MN: Tensor, resampling: Resampling) -> Estimate:
+    scores_P, relevant_P = cosines_MN.flatten(), is_original_MN.flatten()
+    sources_P = resampling.places_M.repeat_interleave(cosines_MN.shape[1])
+    resampled = [
+        resampled_average_precision(scores_P, relevant_P, sources_P, draws_bC)
+        for draws_bC in resampling.draws()
+    ]
+    return estimate_of(average_precision(scores_P, relevant_P), torch.cat(resampled), resampling)

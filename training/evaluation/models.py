@@ -1,13 +1,13 @@
 """What a user names on the command line -> a model to measure.
 
 models/NAME                      a bundle
-runs/NAME                        a run: the teacher of its newest checkpoint
+runs/NAME                        a run: the teacher of its newest checkpoint that is whole
 runs/NAME/checkpoints/step-…     the teacher of that checkpoint
 timm:resnet50.a1_in1k            a timm model with its published weights, where the internet has them
 timm:resnet50 --untrained        the same network with random weights
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,18 +17,26 @@ from dino_core.bundle import load_bundle
 from dino_core.embedding import EmbeddingModel
 from dino_core.manifest import MANIFEST
 from training.checkpoint import DESCRIPTION_FILE, checkpoints_in, load_checkpoint
-from training.errors import ConfigError
+from training.errors import CheckpointError, ConfigError
 from training.export import teacher_model
 from training.starting import TIMM, described, published_weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedModel:
-    """A model, what to call it, and which one exactly it is, if that is known."""
+    """A model, what to call it, and which one exactly it is, if that is known.
+
+    Attributes:
+        name: For people.
+        model: On the device asked for.
+        fingerprint: A bundle's.
+        remarks: What a user must know: that a damaged checkpoint was passed over.
+    """
 
     name: str
     model: EmbeddingModel
     fingerprint: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def model_named(what: str, *, device: torch.device, untrained: bool = False, seed: int = 0) -> NamedModel:
@@ -43,7 +51,7 @@ def model_named(what: str, *, device: torch.device, untrained: bool = False, see
     Raises:
         ConfigError: There is nothing of that name; or published weights are not to be had.
         BundleError: The bundle is damaged.
-        CheckpointError: The checkpoint is.
+        CheckpointError: The checkpoint is, or all of the run's are.
     """
     if what.startswith(TIMM):
         model = _from_timm(what, untrained=untrained, seed=seed).to(device)
@@ -59,12 +67,22 @@ def model_named(what: str, *, device: torch.device, untrained: bool = False, see
     if (path / DESCRIPTION_FILE).exists():
         return _from_checkpoint(path, device)
     if (path / "checkpoints").is_dir() and not (path / MANIFEST).exists():
-        newest = checkpoints_in(path / "checkpoints")
-        if not newest:
-            raise ConfigError(f"{path} has no checkpoint yet: wait for its first, or name another run")
-        return _from_checkpoint(newest[0], device)
+        return _from_run(path, device)
     bundle = load_bundle(path, device=device)
     return NamedModel(name=bundle.manifest.id, model=bundle.model, fingerprint=bundle.manifest.fingerprint)
+
+
+def _from_run(run: Path, device: torch.device) -> NamedModel:
+    checkpoints = checkpoints_in(run / "checkpoints")
+    if not checkpoints:
+        raise ConfigError(f"{run} has no checkpoint yet: wait for its first, or name another run")
+    refused: list[str] = []
+    for checkpoint in checkpoints:
+        try:
+            return replace(_from_checkpoint(checkpoint, device), remarks=tuple(refused))
+        except CheckpointError as error:
+            refused.append(f"passed over {checkpoint.name}: {error}")
+    raise CheckpointError(f"no checkpoint in {run / 'checkpoints'} can be used; the newest: {refused[0]}")
 
 
 def _from_checkpoint(path: Path, device: torch.device) -> NamedModel:

@@ -17,16 +17,10 @@ from dino_core.knn import knn_accuracy
 from dino_core.preprocess import Preprocessing
 from training.config import EvaluationConfig
 from training.data.images import Images
-from training.evaluation.folder import (
-    FOLDS,
-    TEMPERATURE,
-    by_hash,
-    embed_pixels,
-    folds_of,
-    labels_in,
-    read_pixels,
-    spread_of,
-)
+from training.evaluation.drawing import FOLDS, by_hash, folds_of
+from training.evaluation.embedding import embed_pixels, read_pixels
+from training.evaluation.folder import labels_in
+from training.evaluation.measures import TEMPERATURE, spread_of
 
 # Pixels kept in memory; beyond it fewer images are measured. 64 px: 87,000 images; 224 px: 7,000.
 MOST_PIXEL_BYTES = 1024**3
@@ -102,7 +96,7 @@ def make_monitor(
         bank_order, query_list, query_labels, kind = order, val_images, val_labels, "val"
         query_order = by_hash(val_images)
     else:
-        in_query = (folds_of(images, torch.arange(len(images))) == FOLDS - 1).tolist()
+        in_query = (folds_of(images.names) == FOLDS - 1).tolist()
         bank_order = [index for index in order if not in_query[index]]
         query_order = [index for index in order if in_query[index]]
         query_list, query_labels, kind = images, images.labels_N, "seen"

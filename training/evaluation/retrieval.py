@@ -6,7 +6,9 @@ Dimension key: N gallery · M queries · Q queries of a chunk · D embedding
 import torch
 from torch import Tensor
 
-# Bounds the similarity matrix: 256 queries against a million images are 1 GB in float32.
+from dino_core.ranking import cosines, expected_precisions
+
+# Bounds the similarity matrix: 256 queries against a million images are 2 GB in float64.
 QUERIES_A_CHUNK = 256
 
 
@@ -17,11 +19,7 @@ def retrieval(
     queries_MD: Tensor | None = None,
     query_labels_M: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Precision of the first neighbour, and average precision, of each query.
-
-        for each query: rank the gallery by cosine
-            P@1 = whether the first has the query's class
-            AP  = mean over ranks r of images of its class of (images of its class among the first r) / r
+    """Precision of the first neighbour, and average precision, of each query, by `expected_precisions`.
 
     Args:
         gallery_ND: Embeddings of length 1.
@@ -30,26 +28,23 @@ def retrieval(
         query_labels_M: With queries only.
 
     Returns:
-        P@1 (0 or 1) and AP, float32, of the queries that have an image of their class in the gallery; mean AP
-        is the mean of the second.
+        P@1 and AP, float64 [M], from 0 to 1; NaN for a query that has no image of its class in the gallery.
     """
     alone = queries_MD is None or query_labels_M is None
+    gallery_ND = gallery_ND.double()
     queries_MD = gallery_ND if queries_MD is None else queries_MD
     labels_M = gallery_labels_N if query_labels_M is None else query_labels_M
     firsts, averages = [], []
     for start in range(0, len(queries_MD), QUERIES_A_CHUNK):
         chunk = slice(start, start + QUERIES_A_CHUNK)
-        likeness_QN = queries_MD[chunk] @ gallery_ND.T
+        cosines_QN = cosines(queries_MD[chunk], gallery_ND)
         same_QN = labels_M[chunk, None] == gallery_labels_N
         if alone:  # itself comes last, and counts for nothing
-            rows = torch.arange(len(likeness_QN))
-            likeness_QN[rows, rows + start] = -torch.inf
+            rows = torch.arange(len(cosines_QN))
+            cosines_QN[rows, rows + start] = -torch.inf
             same_QN[rows, rows + start] = False
-        hits_QN = same_QN.gather(1, likeness_QN.argsort(dim=1, descending=True, stable=True)).float()
-        ranks_N = torch.arange(1, len(gallery_ND) + 1, dtype=torch.float32)
-        precisions_QN = hits_QN.cumsum(dim=1) / ranks_N
-        relevant_Q = hits_QN.sum(dim=1)
-        asked = relevant_Q > 0
-        firsts.append(hits_QN[asked, 0])
-        averages.append(((precisions_QN * hits_QN).sum(dim=1)[asked]) / relevant_Q[asked])
+        first_Q, average_Q = expected_precisions(cosines_QN, same_QN)
+        asked_Q = same_QN.any(dim=1)
+        firsts.append(torch.where(asked_Q, first_Q, torch.nan))
+        averages.append(torch.where(asked_Q, average_Q, torch.nan))
     return torch.cat(firsts), torch.cat(averages)

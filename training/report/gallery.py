@@ -25,7 +25,8 @@ from dino_core.embedding import EmbeddingModel
 from dino_core.errors import BackboneError
 from dino_core.knn import weighted_knn
 from training.checkpoint import write_synced
-from training.evaluation.folder import TEMPERATURE, embed_pixels
+from training.evaluation.embedding import embed_pixels
+from training.evaluation.measures import TEMPERATURE
 from training.evaluation.monitor import Monitor
 from training.pictures import attention_strip, neighbour_grid, patch_strip, picture_strip
 

@@ -1,28 +1,15 @@
-"""Evaluation: the service's pixels, every file named, accuracies that a hand count gives."""
+"""A folder measured by a model: splits, classes by name, and no number that the order of files moves."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 
 from dino_core.backbones import make_backbone
 from dino_core.embedding import EmbeddingModel
-from dino_core.preprocess import Preprocessing, load_pixels
+from dino_core.preprocess import Preprocessing
 from tests.training.conftest import MakeFolder
-from training.data.folder import find_images
+from training.data.folder import ImageList, find_images
 from training.errors import DataError
-from training.evaluation.folder import (
-    by_hash,
-    embed_images,
-    evaluate_folder,
-    folds_of,
-    knn_by_folds,
-    knn_by_split,
-    labels_in,
-    save_embeddings,
-)
+from training.evaluation.folder import evaluate_folder, labels_in
 
 
 @pytest.fixture
@@ -32,70 +19,61 @@ def model() -> EmbeddingModel:
     return EmbeddingModel(backbone, preprocessing=Preprocessing(resize_px=18, crop_px=16), pooling="mean")
 
 
-def test_embeddings_are_those_of_single_images(model: EmbeddingModel, make_folder: MakeFolder) -> None:
-    images = find_images(make_folder(per_class=5))
-    embedded = embed_images(model, images, batch_size=3, workers=2)
-    assert embedded.indices_N.tolist() == list(range(10))
-    with torch.no_grad():
-        for index in range(10):
-            alone = model(load_pixels(images.path(index).read_bytes(), model.preprocessing)[None])[0]
-            assert float(alone @ embedded.features_ND[index]) > 0.9999
-
-
-def test_unreadable_files_are_named_and_left_out(model: EmbeddingModel, make_folder: MakeFolder) -> None:
-    images = find_images(make_folder(per_class=3, corrupt=2))
-    embedded = embed_images(model, images, batch_size=2)
-    assert sorted(embedded.skipped) == ["across/broken-0.jpg", "across/broken-1.jpg"]
-    assert all(embedded.skipped.values())
-    assert len(embedded.features_ND) == 6
-
-
-def test_a_folder_without_one_readable_image_is_refused(model: EmbeddingModel, tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of the 1 images"):
-        embed_images(model, find_images(tmp_path))
-
-
-def test_accuracy_counts_what_the_nearest_say() -> None:
-    angles = torch.tensor([0.0, 0.1, 0.2, 3.0, 3.1, 3.2]).repeat_interleave(2)
-    features = torch.stack([angles.cos(), angles.sin()], dim=1)
-    labels = torch.tensor([0] * 6 + [1] * 6)
-    queries = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    # Ten of the twelve vote, but the near ones weigh exp(1 / 0.07) against exp(-1 / 0.07).
-    assert knn_by_split(features, labels, queries, torch.tensor([0, 1])) == {"top1_k10": 100.0}
-    assert knn_by_split(features, labels, queries, torch.tensor([0, 0])) == {"top1_k10": 50.0}
-
-
-def test_folds_classify_every_image_by_the_others(make_folder: MakeFolder) -> None:
-    images = find_images(make_folder(per_class=30))
-    folds = folds_of(images, torch.arange(60))
-    assert len(set(folds.tolist())) > 5
-    labels = torch.arange(60) % 2
-    features = torch.stack([labels.float(), 1 - labels.float()], dim=1)
-    assert knn_by_folds(features, labels, folds)["top1_k10"] == 100.0
-
-
 def test_a_split_folder_is_measured_by_its_split(model: EmbeddingModel, make_folder: MakeFolder) -> None:
     train, val = (
         find_images(make_folder("a", per_class=8)),
         find_images(make_folder("b", per_class=4, seed=1)),
     )
     report = evaluate_folder(model, train, val)
-    assert report.knn_kind == "8 images of val/ by 16 of train/"
-    assert set(report.half_widths) == {"top1_k10", "linear", "p_at_1", "map"}
-    assert set(report.measures) == {*report.half_widths, "feature_std", "rank_me"}
-    assert all(0 <= half_width < 30 for half_width in report.half_widths.values())
-    assert report.measures["top1_k10"] > 50, "stripes across and down differ for any network"
-    names, features = report.embedded
-    assert names[0] == "train/across/across-0.png"
-    assert names[-1] == "val/down/down-3.png"
-    assert features.shape == (24, model.dimensions)
+    assert report.kind == "8 images of val/ by 16 of train/"
+    assert set(report.means) == {"top1_k10", "linear", "p_at_1", "map"}
+    assert set(report.spread) == {"feature_std", "rank_me"}
+    for estimate in report.means.values():
+        assert 0 <= estimate.low <= estimate.value <= estimate.high <= 100
+        assert estimate.queries == 8
+    assert report.means["top1_k10"].value > 50, "stripes across and down differ for any network"
+    assert set(report.by_class) == {"across", "down"}
+    assert report.names[0] == "train/across/across-0.png"
+    assert report.names[-1] == "val/down/down-3.png"
+    assert report.features_ND.shape == (24, model.dimensions)
+
+
+def test_a_folder_without_a_split_is_measured_by_tenths(
+    model: EmbeddingModel, make_folder: MakeFolder
+) -> None:
+    report = evaluate_folder(model, find_images(make_folder(per_class=30)), None)
+    assert report.kind == "each tenth by the other nine"
+    assert report.means["top1_k20"].queries == 60
+    assert 0 < report.means["linear"].queries < 20
 
 
 def test_a_flat_folder_is_measured_without_labels(model: EmbeddingModel, make_folder: MakeFolder) -> None:
     report = evaluate_folder(model, find_images(make_folder(flat=True)), None)
-    assert set(report.measures) == {"feature_std", "rank_me"}
-    assert "no classes" in report.knn_kind
+    assert report.means == report.by_class == {}
+    assert set(report.spread) == {"feature_std", "rank_me"}
+    assert "no classes" in report.kind
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_the_order_of_a_list_changes_no_number(
+    model: EmbeddingModel, make_folder: MakeFolder, split: bool
+) -> None:
+    images, val = find_images(make_folder("a", per_class=30)), find_images(make_folder("b", seed=1))
+
+    def shuffled(one: ImageList, seed: int) -> ImageList:
+        order = torch.randperm(len(one), generator=torch.Generator().manual_seed(seed))
+        assert one.labels_N is not None
+        return ImageList(
+            one.root, tuple(one.names[place] for place in order), one.labels_N[order], one.class_names
+        )
+
+    straight = evaluate_folder(model, images, val if split else None)
+    other = evaluate_folder(model, shuffled(images, 0), shuffled(val, 1) if split else None)
+    for one, two in ((straight.means, other.means), (straight.by_class, other.by_class)):
+        assert {name: found.to_json() for name, found in one.items()} == {
+            name: found.to_json() for name, found in two.items()
+        }
+    assert straight.spread == other.spread
 
 
 def test_classes_are_matched_by_name(make_folder: MakeFolder) -> None:
@@ -106,27 +84,3 @@ def test_classes_are_matched_by_name(make_folder: MakeFolder) -> None:
     with pytest.raises(DataError, match="'across', which the training folder lacks"):
         labels_in(images, ("down", "other"))
     assert labels_in(images, ()) is None
-
-
-def test_the_hash_order_depends_on_names_alone(make_folder: MakeFolder) -> None:
-    one, two = find_images(make_folder("a")), find_images(make_folder("b", seed=3))
-    assert by_hash(one) == by_hash(two) != list(range(12))
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_written_embeddings_come_back_with_their_paths(tmp_path: Path, suffix: str) -> None:
-    path, names, features = tmp_path / f"e{suffix}", ["a/b.png", "é.png"], torch.arange(6.0).view(2, 3)
-    save_embeddings(path, names, features)
-    if suffix == ".npz":
-        with np.load(path) as file:
-            assert file["paths"].tolist() == names
-            assert np.array_equal(file["embeddings"], features.numpy())
-    else:
-        with safe_open(path, framework="np") as file:
-            assert file.metadata() == {"paths": '["a/b.png", "\\u00e9.png"]'}
-            assert np.array_equal(file.get_tensor("embeddings"), features.numpy())
-
-
-def test_another_ending_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"not as '\.csv'"):
-        save_embeddings(tmp_path / "e.csv", [], torch.zeros(0, 3))

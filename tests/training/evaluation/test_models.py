@@ -10,7 +10,7 @@ from dino_core.bundle import load_bundle
 from dino_core.errors import BackboneError
 from tests.training.conftest import MakeConfig, MakeFolder
 from training.checkpoint import checkpoints_in
-from training.errors import ConfigError
+from training.errors import CheckpointError, ConfigError
 from training.evaluation.models import model_named
 from training.loop import run
 from training.rundir import RunPlan
@@ -67,3 +67,23 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ConfigError, match="has no checkpoint yet"):
         model_named(str(tmp_path), device=CPU)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_named(
+    make_config: MakeConfig, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    """It refused the run, though the checkpoint before was whole."""
+    plan = RunPlan(data=make_folder(), val_data=None, out=tmp_path / "models/tiny", config=make_config())
+    run(plan, tmp_path / "runs/tiny", resume=False, console=Console(quiet=True))
+    checkpoints = checkpoints_in(tmp_path / "runs/tiny/checkpoints")
+    tensors = checkpoints[0] / "state.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    named = model_named(str(tmp_path / "runs/tiny"), device=CPU)
+    assert named.name == f"tiny at step {int(checkpoints[1].name[-8:])}"
+    (remark,) = named.remarks
+    assert remark.startswith("passed over step-00000006: ")
+    assert "SHA-256 differs" in remark
+    for checkpoint in checkpoints[1:]:
+        (checkpoint / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="no checkpoint in .* can be used; the newest: .*step-00000006"):
+        model_named(str(tmp_path / "runs/tiny"), device=CPU)
