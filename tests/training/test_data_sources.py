@@ -1,14 +1,18 @@
 """Every source of images by the real command line: it trains, goes on, and says what is wrong."""
 
 import io
+import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.training.conftest import MakeFolder
+from tests.training.data.test_tables import hub_table, png, save_to_disk
 from tests.training.test_cli import run_words
 from training.cli import main
 
@@ -42,15 +46,31 @@ def pack(path: Path, files: Sequence[Path]) -> Path:
     return path
 
 
-def test_a_run_on_shards_in_memory_stops_and_goes_on_bit_for_bit(
-    make_folder: MakeFolder, tmp_path: Path
-) -> None:
-    files = sorted(make_folder().rglob("*.png"))
-    memory = fsspec.filesystem("memory")
+def in_memory(files: Sequence[Path], tmp_path: Path) -> str:
     for number in range(2):
         packed = pack(tmp_path / f"{number}.tar", files[number::2])
-        memory.pipe_file(f"/resumes/{number}.tar", packed.read_bytes())
-    data = "memory://resumes/{0..1}.tar"
+        fsspec.filesystem("memory").pipe_file(f"/resumes/{number}.tar", packed.read_bytes())
+    return "memory://resumes/{0..1}.tar"
+
+
+def in_rows(files: Sequence[Path]) -> pa.Table:
+    return pa.table({"image": [{"bytes": file.read_bytes(), "path": None} for file in files]})
+
+
+def in_parquet(files: Sequence[Path], tmp_path: Path) -> Path:
+    pq.write_table(in_rows(files), tmp_path / "rows.parquet", row_group_size=5)
+    return tmp_path / "rows.parquet"
+
+
+def in_arrow(files: Sequence[Path], tmp_path: Path) -> Path:
+    return save_to_disk(tmp_path / "saved", in_rows(files))
+
+
+@pytest.mark.parametrize("packed", [in_memory, in_parquet, in_arrow])
+def test_a_run_stops_and_goes_on_bit_for_bit(
+    make_folder: MakeFolder, tmp_path: Path, packed: Callable[[Sequence[Path], Path], Path | str]
+) -> None:
+    data = packed(sorted(make_folder().rglob("*.png")), tmp_path)
     assert train(tmp_path, data, "--steps", "4", "--checkpoints.every-steps", "2", name="whole") == 0
     assert train(tmp_path, data, "--steps", "4", "--checkpoints.every-steps", "2", name="cut") == 0
     run_dir = tmp_path / "runs" / "cut"
@@ -99,3 +119,35 @@ def test_a_shard_that_shrank_is_named(
     shard.write_bytes(shard.read_bytes()[:9000])
     assert train(tmp_path, shard) == 2
     assert f"{shard} cannot be read as a tar file (unexpected end of data)" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("table", "behind", "sentence"),
+    [
+        pytest.param(hub_table([], [], ["owl"]), "", "birds.parquet has no rows", id="empty"),
+        pytest.param(
+            hub_table([1], [0], ["owl"]), "#label=lable", "no column lable: did you mean label?", id="column"
+        ),
+        pytest.param(
+            pa.table({"text": ["a"]}),
+            "",
+            "has no column of images (bytes, or structs of bytes",
+            id="no image",
+        ),
+    ],
+)
+def test_a_table_that_gives_nothing_is_refused_in_one_sentence(
+    table: pa.Table, behind: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(table, tmp_path / "birds.parquet")
+    assert train(tmp_path, f"{tmp_path}/birds.parquet{behind}") == 2
+    assert sentence in complaint(capsys)
+
+
+def test_a_corrupt_row_is_passed_over_by_name(tmp_path: Path) -> None:
+    content = [png(level) for level in range(0, 60, 5)]
+    content[7] = content[7][:40]
+    pq.write_table(pa.table({"image": content}), tmp_path / "birds.parquet")
+    assert train(tmp_path, tmp_path / "birds.parquet", "--crops.local-px", "16") == 0
+    skipped = json.loads((tmp_path / "runs" / "one" / "skipped.json").read_text())
+    assert list(skipped) == ["birds.parquet/7"]

@@ -215,7 +215,7 @@ def _files_at(where: Where, suffixes: Sequence[str]) -> list[StoredFile]:
     elif where.split("?")[0].endswith(tuple(suffixes)):
         return [described(where, files, path)]
     else:
-        inside = _retried(where, lambda: files.ls(path, detail=False))
+        inside = cast(list[str], _retried(where, lambda: files.find(path, maxdepth=2)))
         paths = sorted(found for found in inside if found.endswith(tuple(suffixes)))
     return [described(files.unstrip_protocol(found), files, found) for found in paths]
 

@@ -5,12 +5,15 @@ import tarfile
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from dino_core.bundle import read_manifest
 from tests.training.conftest import MakeConfig, MakeFolder
+from tests.training.data.test_tables import save_to_disk
 from training.data.files import local_file
 from training.data.opening import open_images
 from training.data.shards import shard_images
@@ -110,13 +113,18 @@ def test_shards_train_the_network_that_their_folder_trains(
     memory = fsspec.filesystem("memory")
     for number in range(2):
         memory.pipe_file(f"/training/{number}.tar", (shards / f"{number}.tar").read_bytes())
+    rows = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    table = pa.table({"image": rows})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=5)
+    save_to_disk(tmp_path / "saved", table)
     listed = tmp_path / "all.txt"
     listed.write_text("".join(f"{file}\n" for file in files))
     fingerprints = []
     sources: list[Path | str] = [folder, shards, "memory://training/{0..1}.tar", listed]
+    sources += [tmp_path / "rows.parquet", tmp_path / "saved"]
     for number, data in enumerate(sources):
         out = tmp_path / f"models/{number}"
         plan = RunPlan(data=data, val_data=None, out=out, config=make_config())
         assert run(plan, tmp_path / f"runs/{number}", resume=False, console=Console(quiet=True)) == out
         fingerprints.append(read_manifest(out).fingerprint)
-    assert fingerprints == [fingerprints[0]] * 4
+    assert fingerprints == [fingerprints[0]] * 6
