@@ -44,7 +44,7 @@ from dino_core.manifest import (
     some,
     verify_files,
 )
-from dino_core.preprocess import resize_and_crop
+from dino_core.parity import reference_pixels
 from dino_core.reference import reference_pictures
 from dino_core.timm_config import timm_config
 
@@ -234,8 +234,7 @@ def _contents(
 def reference_embeddings(model: EmbeddingModel) -> Tensor:
     """Embeds the reference pictures, [8, D], on the model's device."""
     device = next(model.parameters()).device
-    pixels = [resize_and_crop(picture, model.preprocessing) for picture in reference_pictures()]
-    embeddings: Tensor = model(torch.stack(pixels).to(device))
+    embeddings: Tensor = model(reference_pixels(model.preprocessing).to(device))
     return embeddings
 
 

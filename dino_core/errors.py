@@ -4,6 +4,7 @@
     ├── ImageError           one picture cannot become pixels; `code` says why
     ├── BackboneError        no such network, or it cannot give an embedding
     ├── BundleError          a bundle on disk is missing, damaged or foreign
+    ├── ConversionError      a model cannot be had in another format
     └── CollapseError        training has lost its signal
 
 Messages say what was found, what was expected and what to do. They never repeat a decoder's own text, which
@@ -53,6 +54,10 @@ class BackboneError(DinoError):
 
 class BundleError(DinoError):
     """A bundle on disk is missing, damaged or foreign."""
+
+
+class ConversionError(DinoError):
+    """A model cannot be had in another format."""
 
 
 class CollapseError(DinoError):

@@ -67,7 +67,7 @@ def embedded_patches(net: Any, images_BCHW: Tensor, *, official: bool) -> Tensor
             grid_hw=(patches_BHWD.shape[1], patches_BHWD.shape[2]),
         )
         prefix = [
-            token.expand(len(patches_BHWD), -1, -1)
+            token.expand(patches_BHWD.shape[0], -1, -1)  # not len(): exports keep the batch open
             for token in (net.cls_token, net.reg_token)
             if token is not None
         ]
