@@ -15,6 +15,8 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from app.api.guard import read_api_keys
+from app.bench.processes import CannotBench
+from app.bench_command import bench
 from app.client import ClientError
 from app.errors import DirectoryInUse, ServiceError, StorageError
 from app.index_command import default_ledger, index_add, index_stats
@@ -26,6 +28,7 @@ from app.search.collection import Catalogue
 from app.search.embedded.library import Collections
 from app.search.milvus.library import MilvusCollections
 from app.settings import (
+    BenchSettings,
     IndexAddSettings,
     IndexDeleteSettings,
     IndexPlaceSettings,
@@ -53,6 +56,7 @@ dino-serve: embeddings and neighbours of pictures, from a bundle in models/
   dino-serve index restore FILE [--collection default]
   dino-serve index reindex [--collection default]         embed a collection anew with another model
   dino-serve index rescue DIR --to NEW                    save what can be saved of a damaged directory
+  dino-serve bench [--url URL] [--rate R | --p99-ms MS]   load a service, and say what the machine could do
 
 Each command has --help. Settings can also be environment variables (DINO_SERVE_PORT), or in a TOML file."""
 
@@ -81,7 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         _dispatch(list(arguments))
-    except (SettingsInvalid, _CannotStart, DinoError, ServiceError, ClientError, NoPictures) as error:
+    except (
+        SettingsInvalid,
+        _CannotStart,
+        CannotBench,
+        DinoError,
+        ServiceError,
+        ClientError,
+        NoPictures,
+    ) as error:
         _say(f"dino-serve: {error}")
         raise SystemExit(_REFUSED) from None
 
@@ -98,6 +110,9 @@ def _dispatch(arguments: list[str]) -> None:
             _exit(_index_stats(load(IndexSettings, flags, prog="dino-serve index stats")))
         case ["index", command, *flags] if command in LIFECYCLE_COMMANDS:
             _exit(LIFECYCLE_COMMANDS[command](flags, _place))
+        case ["bench", *flags]:
+            told = load(BenchSettings, flags, prog="dino-serve bench")
+            _exit(bench(told, device=_device(told.device)))
         case [] | ["-h" | "--help"]:
             _say(_USAGE)
         case [command, *_]:

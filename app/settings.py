@@ -174,6 +174,49 @@ class IndexReindexSettings(IndexPlaceSettings):
     """Leave out what has no picture any more; otherwise it keeps the new embeddings from being used."""
 
 
+class BenchSettings(_FlagsEnvironmentFile):
+    """What `dino-serve bench` can be told."""
+
+    model_config = SettingsConfigDict(
+        **_COMMON | {"extra": "ignore"}
+    )  # the file has the service's settings too
+
+    url: str | None = None
+    """A running service to load; without one, `dino-serve run --model` is started for the time."""
+    model: Path = Path("models/default")
+    """The bundle of the service that is started."""
+    device: str = "auto"
+    """auto, cpu, cuda, or cuda:N, of the service that is started."""
+    clients: int = Field(32, ge=1, le=2_000)
+    """Closed loop: requests under way at each moment; in a sweep, of the load that comes first."""
+    rate: float | None = Field(None, gt=0)
+    """Open loop in place of the closed one: requests a second, which come whatever became of those before."""
+    p99_ms: float | None = Field(None, gt=0)
+    """Sweep: raise the rate until 99 of 100 requests don't keep below this any more."""
+    images: Path | None = None
+    """A folder of pictures to send; without one, JPEGs of 500x375 are made."""
+    images_per_request: int = Field(1, ge=1)
+    """Pictures in each request."""
+    duration_s: float = Field(10.0, gt=0)
+    """How long each load is measured."""
+    warm_up_s: float = Field(2.0, ge=0)
+    """How long each load runs before."""
+    timeout_s: float = Field(30.0, gt=0, le=600)
+    """After it a request is given up."""
+    api_key_file: Path | None = None
+    """File whose first key is sent to the service."""
+    out: Path = Path("bench")
+    """Where the findings go: OUT.json, and OUT.svg as a diagram."""
+    config: Path | None = None
+    """A TOML file with any of these settings, its keys spelled with underscores."""
+
+    @model_validator(mode="after")
+    def _refuse_two_loads(self) -> "BenchSettings":
+        if self.rate is not None and self.p99_ms is not None:
+            raise ValueError("--rate and --p99-ms are two ways to load: give one of them")
+        return self
+
+
 class Settings(_FlagsEnvironmentFile):
     """What `dino-serve run` can be told."""
 

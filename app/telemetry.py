@@ -7,7 +7,14 @@ from datetime import UTC, datetime
 from typing import Final
 
 import orjson
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -53,6 +60,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # CPU seconds, memory, open files; on Linux
         self._counters = {
             name: Counter(_PREFIX + name, help, _labels(name), registry=self._registry)
             for name, help in _COUNTERS.items()

@@ -1,10 +1,10 @@
 """Two ways to load a service, and what was measured: in a closed loop, and at a constant rate of arrival.
 
-    closed loop   N clients, each of which sends its next request when its last was answered. Shows the most that
-                  a service can do; its latencies say little, as a slow service is asked less.
-    open loop     a request every 1/R seconds, whatever became of those before. Latency counts from the moment
-                  at which the request should have left, also where the generator or the service kept it: nothing
-                  that users would wait for is left out ("coordinated omission").
+    closed loop   N clients, each of which sends its next request when its last was answered. Shows the most
+                  that a service can do; its latencies say little, as a slow service is asked less.
+    open loop     a request every 1/R seconds, whatever became of those before. Latency counts from the
+                  moment at which the request should have left, also where the generator or the service
+                  kept it: nothing that users would wait for is left out ("coordinated omission").
 
 As a library:
 
@@ -215,7 +215,7 @@ async def open_loop(
                 loop.call_soon_threadsafe(arrive, due_s)
 
         try:
-            # On a thread: an event loop's own timers are exact to a millisecond, which would be in each latency.
+            # On a thread: a loop's own timers are exact to a millisecond, which would be in each latency.
             await loop.run_in_executor(None, keep_time)
         finally:
             stopped.set()
@@ -274,7 +274,6 @@ class _Sender:
             if connection.usable:
                 return connection
         return await connect(self._endpoint)
-
 
     def _give_back(self, connection: Connection, outcome: str) -> None:
         if outcome != TIMEOUT and connection.usable:

@@ -1,4 +1,4 @@
-"""A service that does nothing: reads requests, and answers each as `/embed` would. Measures the generator itself.
+"""A service that does nothing: it answers each request as `/embed` would. Measures the generator itself.
 
 `python -m app.bench.null_server` prints its port and serves until its standard input ends.
 """

@@ -1,4 +1,4 @@
-"""Requests as bytes, made before the measurement: pictures in, and a number in each that makes it unlike every other.
+"""Requests as bytes, made before the measurement, with a number in each picture that makes it a new one.
 
 A service keeps embeddings by content, and computes pictures that are in flight twice only once. A load of a
 few files again and again would measure that. So every JPEG that is sent carries its number in a comment

@@ -1,7 +1,7 @@
 """HTTP/1.1 as a load generator needs it: one request at a time on a connection, bytes made beforehand.
 
-A general client costs a few tenths of a millisecond a request, of a core that the service under test may need.
-This one writes prepared bytes, and reads of an answer its status and its length.
+A general client costs a few tenths of a millisecond a request, of a core that the service under test may
+need. This one writes prepared bytes, and reads of an answer its status and its length.
 """
 
 import asyncio
@@ -77,8 +77,8 @@ class Connection(asyncio.Protocol):
             segments: Its bytes, in pieces.
 
         Returns:
-            A future of the answer's status, done when its last byte is here. It fails with ConnectionError where
-            the connection breaks, and with NotHttp.
+            A future of the answer's status, done when its last byte is here. It fails with ConnectionError
+            where the connection breaks, and with NotHttp.
         """
         assert self._transport is not None, "asked before the connection was made: this is a bug"
         assert self._answered is None, "a connection was given two requests at once: this is a bug"

@@ -1,4 +1,4 @@
-"""The generator against servers whose every answer is known: one that does nothing, one that stops for a while, …"""
+"""The generator against servers whose every answer is known: one that does nothing, one that stops."""
 
 import asyncio
 import socket
@@ -46,7 +46,7 @@ async def answering(answers: Iterator[bytes | float | None]) -> AsyncIterator[En
             if answer is None:
                 break
             if isinstance(answer, float):
-                time.sleep(answer)  # noqa: ASYNC251 - all who are connected must wait
+                time.sleep(answer)  # all who are connected must wait
                 answer = ANSWER
             writer.write(answer)
         writer.close()
@@ -94,7 +94,7 @@ def test_a_closed_loop_has_as_many_requests_under_way_as_clients(null_service: E
 
 
 def test_who_waits_behind_a_stop_is_counted_in_an_open_loop_and_left_out_by_a_closed_one() -> None:
-    """Coordinated omission: a service that stops for 0.6 s of a second makes 60 of 100 users wait, not one."""
+    """Coordinated omission: a service that stops for 0.6 s of 1 s makes 60 of 100 users wait, not one."""
 
     async def both() -> tuple[Measured, Measured]:
         async with answering(repeated(ANSWER, 0.6, ANSWER)) as endpoint:

@@ -41,7 +41,9 @@ def test_one_picture_is_the_body_with_the_same_pixels_and_other_bytes_each_time(
     numbers = itertools.count(7)
     requests = [b"".join(payload.numbered(numbers)) for _ in range(2)]
     assert len(requests[0]) == len(requests[1]) == payload.size_bytes
-    assert requests[0].startswith(b"POST /embed?on_error=fail&encoding=base64&timeout=30&priority=bulk HTTP/1.1\r\n")
+    assert requests[0].startswith(
+        b"POST /embed?on_error=fail&encoding=base64&timeout=30&priority=bulk HTTP/1.1\r\n"
+    )
     bodies = []
     for request in requests:
         headers, body = head_and_body(request)
@@ -61,10 +63,10 @@ def test_several_pictures_are_a_form_and_each_is_used_equally() -> None:
         headers, body = head_and_body(b"".join(payload.numbered(itertools.count())))
         assert int(headers["content-length"]) == len(body)
         parse_form(
-            {"Content-Type": headers["content-type"].encode()},  # type: ignore[arg-type]
+            {"Content-Type": headers["content-type"].encode()},
             io.BytesIO(body),
             on_field=None,
-            on_file=lambda file: sent.append(_content(file)),  # noqa: B023
+            on_file=lambda file: sent.append(_content(file)),
         )
     assert len(payloads) == 3
     order = [0, 1, 2, 0, 1, 2]
