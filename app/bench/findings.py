@@ -168,11 +168,15 @@ class Findings:
 
     def share_of_forward(self, run: Run) -> float | None:
         """Images/s as a share of the model's alone."""
-        return _over(run.measured.images_per_s, self.ceilings and self.ceilings.forward_images_per_s)
+        if self.ceilings is None:
+            return None
+        return run.measured.images_per_s / self.ceilings.forward_images_per_s
 
     def share_of_bare_loop(self, run: Run) -> float | None:
         """Images/s as a share of a bare loop's, which decodes as well."""
-        return _over(run.measured.images_per_s, self.ceilings and self.ceilings.bare_loop_images_per_s)
+        if self.ceilings is None:
+            return None
+        return run.measured.images_per_s / self.ceilings.bare_loop_images_per_s
 
     def table(self) -> str:
         """In Markdown, with a heading and what a reader must know beside it."""
