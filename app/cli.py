@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
-import signal
+import math
 import socket
 import sys
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from rich.console import Console
 
 from app.api.guard import read_api_keys
+from app.api.state import Departure
 from app.bench.processes import CannotBench
 from app.bench_command import bench
 from app.client import ClientError
@@ -27,6 +28,7 @@ from app.main import create_app
 from app.search.collection import Catalogue
 from app.search.embedded.library import Collections
 from app.search.milvus.library import MilvusCollections
+from app.server import Server
 from app.settings import (
     BenchSettings,
     IndexAddSettings,
@@ -60,6 +62,7 @@ dino-serve: embeddings and neighbours of pictures, from a bundle in models/
 
 Each command has --help. Settings can also be environment variables (DINO_SERVE_PORT), or in a TOML file."""
 
+_LOST = 1  # exit status: the engine is dead, and another process must take its place
 _REFUSED = 2  # exit status: nothing was done, and the sentence on stderr says why
 _STARTED_POLL_S = 0.02
 # How long a thread that computes in Python may keep the others waiting at each of their steps. Beside a
@@ -120,9 +123,10 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def run(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what is under way.
+    """Serves until SIGTERM or SIGINT, then finishes what is under way; see `app.server`.
 
     Raises:
+        SystemExit: The engine is lost.
         SettingsInvalid: The API keys can't be read.
         DinoError: The bundle can't be loaded.
         StorageError: The data directory or the search server can't be used; so DirectoryInUse.
@@ -193,17 +197,24 @@ def _serve(settings: Settings, bundle: Bundle, catalogue: Catalogue, listener: s
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     metrics = Metrics()
     engine = Engine(bundle, settings.inference(), observer=metrics)
-    app = create_app(settings, engine, catalogue, manifest=bundle.manifest, metrics=metrics)
+    departure = Departure()
+    app = create_app(
+        settings, engine, catalogue, manifest=bundle.manifest, metrics=metrics, departure=departure
+    )
     config = server_config(app, settings)
-    server = uvicorn.Server(config)
-    # After its shutdown uvicorn raises the signal again for whoever had it before. Here that is nobody, so
-    # that collections are closed in order and the exit status is 0.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+    server = Server(
+        config,
+        engine=engine,
+        departure=departure,
+        lame_duck_s=settings.lame_duck_seconds,
+        drain_s=settings.drain_seconds,
+    )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_serve_and_greet(server, listener, _greeting(settings, bundle, listener)))
     if not server.started:
         raise _CannotStart("the service could not start; the log above says why")
+    if server.lost:
+        raise SystemExit(_LOST)
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -216,7 +227,8 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         proxy_headers=False,  # nothing here depends on the caller's address
         ws="none",
         lifespan="on",
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        # The engine gives up what isn't answered by then; its callers shall still hear of it.
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + 1,
     )
 
 

@@ -32,7 +32,7 @@ from app.api.context import RequestContext
 from app.api.guard import BodyLimit, EncodedItemPaths, Guard, read_api_keys
 from app.api.openapi import PROBLEM_RESPONSES, describe_problems
 from app.api.pages import Pages, page_router
-from app.api.state import State, expect_fingerprint
+from app.api.state import Departure, State, expect_fingerprint
 from app.api.urgency import read_urgency
 from app.errors import CollectionExists, UnknownCollection
 from app.inference.engine import Engine
@@ -73,6 +73,7 @@ def create_app(
     *,
     manifest: Manifest,
     metrics: Metrics | None = None,
+    departure: Departure | None = None,
 ) -> FastAPI:
     """Makes the service of one model.
 
@@ -82,6 +83,7 @@ def create_app(
         catalogue: Open; who opened it closes it.
         manifest: Of the engine's bundle, for `/info`.
         metrics: Those that the engine observes into; None for new ones without the engine's.
+        departure: That the server announces; None: it leaves unannounced.
 
     Raises:
         SettingsInvalid: The file of API keys can't be used.
@@ -91,7 +93,14 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        async with _running(settings, engine, catalogue, manifest=manifest, metrics=metrics) as state:
+        async with _running(
+            settings,
+            engine,
+            catalogue,
+            manifest=manifest,
+            metrics=metrics,
+            departure=departure or Departure(),
+        ) as state:
             yield state
 
     app = FastAPI(
@@ -131,7 +140,13 @@ def create_app(
 
 @asynccontextmanager
 async def _running(
-    settings: Settings, engine: Engine, catalogue: Catalogue, *, manifest: Manifest, metrics: Metrics
+    settings: Settings,
+    engine: Engine,
+    catalogue: Catalogue,
+    *,
+    manifest: Manifest,
+    metrics: Metrics,
+    departure: Departure,
 ) -> AsyncIterator[State]:
     """What lives from start to stop."""
     ensure_default_collection(catalogue, engine)
@@ -156,6 +171,7 @@ async def _running(
             snapshots=Snapshots(settings.data_dir / SNAPSHOTS_FOLDER),
             reindex_jobs=reindex_jobs,
             reading=reading_jobs,
+            departure=departure,
         )
     finally:
         # Each may wait for what it does; what is under way elsewhere needs the loop meanwhile.

@@ -276,8 +276,11 @@ class Settings(_FlagsEnvironmentFile):
     cache_size: int = Field(4096, ge=0)
     """Embeddings to keep by content; 0 for none."""
 
+    lame_duck_seconds: float = Field(3.0, ge=0)
+    """How long after SIGTERM requests are still taken, while readiness is false already: give it what your
+    load balancer needs to notice. Ctrl-C does without it."""
     drain_seconds: float = Field(20.0, ge=0)
-    """How long a stop waits for requests that are under way."""
+    """How long a stop then waits for requests that are under way."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged."""
     json_logs: bool = False

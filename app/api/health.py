@@ -23,7 +23,9 @@ async def live(state: StateDep) -> Response:
 @router.get("/health/ready", summary="Ready?")
 @router.get("/health", include_in_schema=False)
 async def ready(state: StateDep) -> Response:
-    """Answers 200 while requests are taken."""
+    """Answers 200 while requests are taken, and will be for longer than a moment."""
+    if state["departure"].leaving:
+        raise NotReady("the service is leaving: it answers for a while yet, and new requests go elsewhere")
     if not state["engine"].ready:
         raise NotReady("the service is starting or stopping")
     return answers.structured({"status": "ready"}, answers.JSON)

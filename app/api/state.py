@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, NotRequired, ParamSpec, TypedDict, TypeVar, cast
 
 from fastapi import Depends, Header, Request
@@ -26,6 +27,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@dataclass
+class Departure:
+    """Whether the service is leaving: it still answers, and is not ready for more."""
+
+    leaving: bool = False
+
+
 class State(TypedDict):
     """Made by the lifespan; those that are not required are each request's own.
 
@@ -42,6 +50,7 @@ class State(TypedDict):
     snapshots: Snapshots
     reindex_jobs: ReindexJobs
     reading: ReadingJobs
+    departure: Departure
     request_id: NotRequired[str]
     timings_ms: NotRequired[dict[str, float]]
     priority_said: NotRequired[Lane]

@@ -13,12 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from app.inference.lanes import LANES, Lane, LaneQueue
 from app.inference.stats import Observer
 
 logger = logging.getLogger(__name__)
+
+_TRY_MORE_AFTER_S: Final = 60.0  # who took the device's memory may have given it back
 
 Entry = TypeVar("Entry")
 Row = TypeVar("Row")
@@ -30,6 +32,10 @@ class Dropped(Exception):
 
 class DeviceLost(Exception):
     """The device thread is gone, or its device: no further entry will be launched."""
+
+
+class OutOfRoom(Exception):
+    """The device has no memory for a batch of this size now; smaller ones may fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +74,8 @@ class Batcher(Generic[Entry, Row]):
 
     Args:
         launch: Starts the device on some entries and returns what waits for their rows, in the entries'
-            order. Either may raise; the batch is then halved until the guilty entries are alone. `DeviceLost`
-            ends the thread.
+            order. Either may raise; the batch is then halved until the guilty entries are alone. `OutOfRoom`
+            makes the batches after it smaller, too, for a while. `DeviceLost` ends the thread.
         wanted: Whether anybody still waits for the entry; asked once, right before its launch. After False
             the entry is settled as `Dropped`.
         settle: Takes the outcomes of some entries, one call per batch. Must not raise.
@@ -105,6 +111,8 @@ class Batcher(Generic[Entry, Row]):
         self._started = threading.Event()
         self._start_error: BaseException | None = None
         self._last_finish_s = 0.0
+        self._most = self._room = config.max_batch
+        self._room_since_s = 0.0
         self._thread: threading.Thread | None = None
 
     def start(self, set_up: Callable[[], None]) -> None:
@@ -118,6 +126,10 @@ class Batcher(Generic[Entry, Row]):
         self._started.wait()
         if self._start_error is not None:
             raise self._start_error
+
+    def limit(self, max_batch: int) -> None:
+        """Makes launches smaller than the config says, for good; called by `set_up`."""
+        self._most = self._room = max_batch
 
     def put(self, entry: Entry) -> None:
         """Makes an entry ready for the next launch, from any thread; if dead, settles it as `DeviceLost`."""
@@ -160,6 +172,11 @@ class Batcher(Generic[Entry, Row]):
         return len(self._ready)
 
     @property
+    def room(self) -> int:
+        """Entries of a launch, at most, as the device's memory is now."""
+        return self._room
+
+    @property
     def batches_in_flight(self) -> int:
         """Batches on the device."""
         return len(self._in_flight)
@@ -200,12 +217,14 @@ class Batcher(Generic[Entry, Row]):
         """Up to a batch of wanted entries; none if none is ready or, when waiting, if it is time to end."""
         forming = self._forming
         lane: Lane | None = None
-        while len(forming) < self._config.max_batch:
+        if self._room < self._most and time.monotonic() > self._room_since_s + _TRY_MORE_AFTER_S:
+            self._set_room(min(2 * self._room, self._most))
+        while len(forming) < self._room:
             if not forming:
                 lane = self._turn(wait=wait)
             if lane is None:
                 break
-            self._pop(lane, self._config.max_batch - len(forming))
+            self._pop(lane, self._room - len(forming))
             if not self._judged:
                 break
             now_s = time.monotonic()
@@ -268,23 +287,39 @@ class Batcher(Generic[Entry, Row]):
             except Exception as collect_error:
                 error = collect_error
         assert error is not None
-        logger.warning("a batch of %d failed; looking for the guilty", len(batch.entries), exc_info=error)
-        return self._halves(batch.entries, error)
+        if isinstance(error, OutOfRoom):
+            self._make_smaller(len(batch.entries))
+        else:
+            logger.warning("a batch of %d failed; looking for the guilty", len(batch.entries), exc_info=error)
+        return self._parts(batch.entries, error)
 
-    def _halves(self, entries: list[Entry], error: Exception) -> list[Row | Exception]:
-        """Outcomes of entries that failed together, each half run by itself."""
+    def _parts(self, entries: list[Entry], error: Exception) -> list[Row | Exception]:
+        """Outcomes of entries that failed together: by halves, or as many at once as there is room for."""
         if len(entries) == 1:
             return [error]
-        middle = len(entries) // 2
+        largest = size_below(len(entries)) if isinstance(error, OutOfRoom) else len(entries) // 2
         outcomes: list[Row | Exception] = []
-        for half in (entries[:middle], entries[middle:]):
+        while len(outcomes) < len(entries):
+            # The room may become smaller on the way.
+            part = entries[len(outcomes) :][: min(largest, self._room)]
             try:
-                outcomes += _checked(self._launch(half)(), len(half))
+                outcomes += _checked(self._launch(part)(), len(part))
             except DeviceLost:
                 raise
-            except Exception as half_error:
-                outcomes += self._halves(half, half_error)
+            except Exception as part_error:
+                if isinstance(part_error, OutOfRoom):
+                    self._make_smaller(len(part))
+                outcomes += self._parts(part, part_error)
         return outcomes
+
+    def _make_smaller(self, failed: int) -> None:
+        room = max(1, min(self._room, size_below(failed)))
+        logger.warning("a batch of %d found no room on the device: at most %d go from now", failed, room)
+        self._set_room(room)
+
+    def _set_room(self, room: int) -> None:
+        self._room = room
+        self._room_since_s = time.monotonic()
 
     def _bury(self) -> None:
         with self._changed:
@@ -294,6 +329,11 @@ class Batcher(Generic[Entry, Row]):
             self._in_flight.clear()
         if left:
             self._settle(left, [DeviceLost() for _ in left])
+
+
+def size_below(size: int) -> int:
+    """The largest power of two below a size, which is the next smaller size that is warmed up; 0 below 1."""
+    return 1 << (size - 1).bit_length() >> 1 if size > 1 else 0
 
 
 def _checked(rows: Sequence[Row], count: int) -> list[Row | Exception]:

@@ -72,9 +72,13 @@ class CudaEmbedder:
 
         Raises:
             DeviceLost: The device reports an error after which it does nothing more in this process.
+            torch.OutOfMemoryError: There is no memory for a graph of this size; smaller ones may have it.
         """
         try:
             return self._launch(chunks)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()  # of what the try allocated before it failed
+            raise
         except torch.AcceleratorError as error:
             raise DeviceLost from error
 

@@ -76,6 +76,7 @@ class Engine:
         self._header_reader = ThreadPoolExecutor(1, thread_name_prefix="dino-headers")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._accepting = False
+        self._given_up = False
         self._requests: set[Request] = set()
         self._outbox: deque[Settlement] = deque()
         self._wake_up_is_due = False
@@ -104,10 +105,17 @@ class Engine:
             None, lambda: self._pipeline.close(drain=drained, timeout_s=_THREAD_END_S)
         )
         self._empty_outbox()
-        for request in list(self._requests):
-            request.fail(NotReady("the service stopped before this request was answered: send it again"))
+        self.give_up()
         await self._loop.run_in_executor(None, self._header_reader.shutdown)
         self._loop = None
+
+    def give_up(self) -> None:
+        """Refuses what comes and fails what waits, with `NotReady`: a stop has no more time."""
+        self._accepting = False
+        self._given_up = True
+        for request in list(self._requests):
+            request.fail(NotReady("the service stopped before this request was answered: send it again"))
+        self._idle.set()
 
     @property
     def model(self) -> ModelInfo:
@@ -133,6 +141,11 @@ class Engine:
     def alive(self) -> bool:
         """Whether every thread runs and none hangs. Once started, False means: restart the process."""
         return self._pipeline.alive and self._pipeline.busy_for_s() < self._config.stall_s
+
+    @property
+    def lost(self) -> bool:
+        """Whether a thread has died that no stop has ended: this process will never be what it was."""
+        return self._accepting and not self._pipeline.alive
 
     def gauges(self) -> dict[str, float]:
         """What is in the engine now, by the metrics' names without prefix."""
@@ -341,7 +354,7 @@ class Engine:
         """Waits for what is under way; whether all of it was answered."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.drain_s):
-                while self._admission.held.images and self.alive:
+                while self._admission.held.images and self.alive and not self._given_up:
                     self._idle.clear()
                     await self._idle.wait()
         return self._admission.held.images == 0

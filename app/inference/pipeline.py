@@ -7,15 +7,17 @@ Every picture that is submitted is settled exactly once, whatever happens to it.
 """
 
 import hashlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from app.inference.batcher import Batcher, BatcherConfig, DeviceLost, Dropped
+from app.inference.batcher import Batcher, BatcherConfig, DeviceLost, Dropped, OutOfRoom, size_below
 from app.inference.cache import EmbeddingCache
 from app.inference.decode import DecodePool
 from app.inference.embedder import Embedder, batch_sizes
@@ -26,6 +28,8 @@ from app.inference.threads import use_native_threads
 from app.inference.work import Picture, Row, Work
 from dino_core.errors import ImageError
 from dino_core.preprocess import ImageLimits, load_pixels
+
+logger = logging.getLogger(__name__)
 
 Outcome = Row | Dropped | DeviceLost
 Settlement = tuple[list[Picture], Outcome]
@@ -200,7 +204,19 @@ class Pipeline:
         use_native_threads(self._config.compute_threads)
         crop_px = self._embedder.preprocessing.crop_px
         for size in batch_sizes(self._embedder.max_batch):
-            self._embedder.launch([torch.zeros((size, 3, crop_px, crop_px), dtype=torch.uint8)])()
+            black_BCHW = torch.zeros((size, 3, crop_px, crop_px), dtype=torch.uint8)
+            try:
+                with _naming_lack_of_room():
+                    self._embedder.launch([black_BCHW])()
+            except OutOfRoom:
+                if size == 1:
+                    raise
+                smaller = size_below(size)
+                logger.warning(
+                    "the device has no memory for %d images at once: at most %d go together", size, smaller
+                )
+                self.batcher.limit(smaller)
+                break
 
     def _launch(self, works: list[Work]) -> Callable[[], list[Row]]:
         """Starts the model on the works' pixels, in the order of slots, so that copies are few."""
@@ -209,8 +225,14 @@ class Pipeline:
         chunks = self._ring.chunks(slot for slot, _ in by_slot)
         chunks += [pixels_CHW[None] for pixels_CHW, _ in sent]
         places = [place for _, place in by_slot] + [place for _, place in sent]
-        collect = self._embedder.launch(chunks)
-        return lambda: _rows_in_place(collect(), places)
+        with _naming_lack_of_room():
+            collect = self._embedder.launch(chunks)
+
+        def rows() -> list[Row]:
+            with _naming_lack_of_room():
+                return _rows_in_place(collect(), places)
+
+        return rows
 
     def _settle_batch(self, works: list[Work], outcomes: list[Row | Exception]) -> None:
         settlements: list[Settlement] = []
@@ -239,6 +261,15 @@ class Pipeline:
         if work.begun_as_bulk:
             work.begun_as_bulk = False
             self._decoders.bulk_ended()
+
+
+@contextmanager
+def _naming_lack_of_room() -> Iterator[None]:
+    """Tells the batcher in its own words that the device's memory, or the host's, is full."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfRoom("there is no memory for a batch of this size") from error
 
 
 def _rows_in_place(rows_BD: Matrix, places: list[int]) -> list[Row]:

@@ -63,9 +63,9 @@ class Service:
 
 
 @contextlib.contextmanager
-def running_service(bundle: Path, data_dir: Path, *flags: str) -> Iterator[Service]:
+def running_service(bundle: Path, data_dir: Path, *flags: str, module: str = "app") -> Iterator[Service]:
     """Starts a service on a free port, waits until it answers, and kills it at the end."""
-    command = [sys.executable, "-m", "app", "run", "--model", str(bundle), "--data-dir", str(data_dir)]
+    command = [sys.executable, "-m", module, "run", "--model", str(bundle), "--data-dir", str(data_dir)]
     with subprocess.Popen(
         [*command, "--port", "0", *flags], stderr=subprocess.PIPE, text=True, cwd=ROOT
     ) as process:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.inference.batcher import Batcher, BatcherConfig, DeviceLost, Dropped
+from app.inference.batcher import Batcher, BatcherConfig, DeviceLost, Dropped, OutOfRoom, size_below
 from app.inference.lanes import TURNS_PER_BULK, Lane
 from app.inference.stats import EngineStats
 
@@ -27,6 +27,8 @@ class Desk:
         self.guilty: set[int] = set()
         self.guilty_when_collected: set[int] = set()
         self.deadly: set[int] = set()
+        self.memory = 1_000  # entries that it has room for
+        self.refused: list[int] = []  # sizes that it had no room for
         self.bulk: set[int] = set()
         self.stats = EngineStats()
         self.batcher: Batcher[int, str] = Batcher(
@@ -52,6 +54,9 @@ class Desk:
     def _launch(self, entries: list[int]) -> Callable[[], Sequence[str]]:
         self.entered.set()
         assert self.free.wait(timeout=20)
+        if len(entries) > self.memory:
+            self.refused.append(len(entries))
+            raise OutOfRoom
         self.batches.append(entries)
         if self.deadly & set(entries):
             raise DeviceLost
@@ -195,6 +200,54 @@ def test_the_guilty_entry_gets_its_exception_and_its_neighbours_their_rows(when:
             assert str(outcome) == f"bad: [{entry}]"
         else:
             assert outcome == row_of(entry)
+
+
+def test_a_batch_without_room_goes_in_smaller_ones_and_so_do_those_after_it() -> None:
+    with Desk(max_batch=16) as desk:
+        desk.memory = 5
+        desk.busy_with(0)
+        for entry in range(1, 33):
+            desk.batcher.put(entry)
+        desk.free.set()
+        wait_until(lambda: len(desk.outcomes) == 33)
+        assert desk.batcher.room == 4
+    assert desk.outcomes == {entry: [row_of(entry)] for entry in range(33)}
+    assert desk.refused == [16, 8], "what does not fit is not tried again and again"
+    assert {len(batch) for batch in desk.batches[1:]} == {4}
+
+
+def test_after_a_while_more_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.inference.batcher._TRY_MORE_AFTER_S", 0.0)
+    with Desk(max_batch=8) as desk:
+        desk.memory = 2
+        desk.busy_with(0)
+        for entry in range(1, 9):
+            desk.batcher.put(entry)
+        desk.free.set()
+        wait_until(lambda: len(desk.outcomes) == 9)
+        desk.memory = 8
+        for first in (10, 20, 30):
+            desk.busy_with(first)
+            for entry in range(first + 1, first + 9):
+                desk.batcher.put(entry)
+            desk.free.set()
+            wait_until(lambda: desk.batcher.depth == 0 and desk.batcher.busy_for_s() == 0)
+    assert max(len(batch) for batch in desk.batches) == 8
+    assert all(len(outcomes) == 1 for outcomes in desk.outcomes.values())
+
+
+def test_an_entry_that_finds_no_room_by_itself_fails_alone_and_the_thread_goes_on() -> None:
+    with Desk(max_batch=4) as desk:
+        desk.memory = 0
+        desk.batcher.put(1)
+        wait_until(lambda: 1 in desk.outcomes)
+        desk.memory = 4
+        desk.batcher.put(2)
+    assert names(desk.outcomes) == {1: ["OutOfRoom"], 2: [row_of(2)]}
+
+
+def test_the_size_below_is_the_next_that_is_warmed_up() -> None:
+    assert [size_below(size) for size in (1, 2, 3, 4, 5, 33, 48, 64)] == [0, 1, 2, 2, 4, 32, 32, 32]
 
 
 def test_a_device_that_returns_too_few_rows_gives_nobody_anothers() -> None:
@@ -377,8 +430,10 @@ def test_sizes_below_one_are_refused(max_batch: int, in_flight: int) -> None:
     bulk=st.sets(st.integers(0, 40)),
     drain=st.booleans(),
     lost_at=st.none() | st.integers(0, 40),
+    memory=st.integers(1, 9),
 )
 def test_whatever_happens_each_entry_ends_once_and_as_it_deserves(
+    *,
     max_batch: int,
     in_flight: int,
     mixes_lanes: bool,
@@ -386,10 +441,12 @@ def test_whatever_happens_each_entry_ends_once_and_as_it_deserves(
     bulk: set[int],
     drain: bool,
     lost_at: int | None,
+    memory: int,
 ) -> None:
     kinds = dict(enumerate(kind for sender in senders for kind in sender))
     desk = Desk(max_batch=max_batch, in_flight=in_flight, mixes_lanes=mixes_lanes)
     desk.bulk = set(bulk)
+    desk.memory = memory
     desk.gone = {entry for entry, kind in kinds.items() if kind == "gone"}
     desk.guilty = {entry for entry, kind in kinds.items() if kind == "guilty"}
     desk.guilty_when_collected = {entry for entry, kind in kinds.items() if kind == "late"}

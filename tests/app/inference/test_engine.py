@@ -3,15 +3,16 @@ import hashlib
 import random
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from app.errors import DeadlineExceeded, InvalidPixels, NotReady, Overloaded, TooLarge
-from app.inference.batcher import DeviceLost
+from app.inference.batcher import DeviceLost, OutOfRoom
 from app.inference.config import InferenceConfig
 from app.inference.embedder import Collect
 from app.inference.engine import Engine, ImageEmbedding, ImageFailure
@@ -151,6 +152,64 @@ def test_an_image_that_breaks_the_model_fails_alone() -> None:
         assert engine.ready
 
     run(scenario, embedder)
+
+
+class SmallMemory(ColourEmbedder):
+    """Has room for two pictures at once."""
+
+    def __init__(self, *, full_at: str) -> None:
+        super().__init__(max_batch=8)
+        self.full_at = full_at
+        self.warm = False
+        self.tried: list[int] = []
+
+    def launch(self, chunks: Sequence[Tensor]) -> Collect:
+        size = sum(len(chunk) for chunk in chunks)
+        if not self.warm and self.full_at != "warm-up":
+            self.warm = size == self.max_batch
+            return super().launch(chunks)
+        self.tried.append(size)
+        if size <= 2:
+            return super().launch(chunks)
+        if self.full_at == "collect":
+            return self._refuse
+        return self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("full_at", ["launch", "collect", "warm-up"])
+def test_a_device_without_memory_for_a_batch_gets_smaller_ones(full_at: str) -> None:
+    embedder = SmallMemory(full_at=full_at)
+    sent: list[Colour] = [(value, 7, 7) for value in range(1, 41)]
+
+    async def scenario(engine: Engine) -> None:
+        busy = await device_busy(engine, embedder)
+        waiting = asyncio.create_task(engine.embed([picture(colour) for colour in sent]))
+        await until(lambda: engine._pipeline.batcher.depth >= 8)
+        embedder.open.set()
+        assert colours(await waiting) == sent
+        assert colours(await busy) == [GREY]
+        assert engine.ready
+
+    run(scenario, embedder)
+    refused = [size for size in embedder.tried if size > 2]
+    assert refused == ([4] if full_at == "warm-up" else [8, 4])
+
+
+def test_a_model_that_does_not_fit_at_all_fails_the_start() -> None:
+    class TooLarge(ColourEmbedder):
+        def launch(self, chunks: Sequence[Tensor]) -> Collect:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    async def play() -> None:
+        engine = Engine(TooLarge(), InferenceConfig(decode_threads=2))
+        with pytest.raises(OutOfRoom):
+            await engine.start()
+        assert not engine.ready
+
+    asyncio.run(asyncio.wait_for(play(), 60))
 
 
 def test_a_row_that_is_not_finite_is_its_images_failure() -> None:
@@ -435,7 +494,7 @@ def test_a_decoder_that_hangs_turns_alive_false_and_others_go_on(monkeypatch: py
         await until(lambda: not engine.alive)
         go_on.set()
         assert colours(await slow) == [RED]
-        assert engine.alive
+        await until(lambda: engine.alive)
 
     run(scenario, ColourEmbedder(), stall_s=0.3)
 
