@@ -8,6 +8,7 @@ import math
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import uvicorn
@@ -22,12 +23,12 @@ from app.client import ClientError
 from app.errors import DirectoryInUse, ServiceError, StorageError
 from app.index_command import default_ledger, index_add, index_stats
 from app.index_deletion import Selection, index_delete
-from app.inference.engine import Engine
 from app.lifecycle_command import LIFECYCLE_COMMANDS
 from app.main import create_app
 from app.search.collection import Catalogue
 from app.search.embedded.library import Collections
 from app.search.milvus.library import MilvusCollections
+from app.served_models import ServedModel, ServedModels, serve_bundle, share_of
 from app.server import Server
 from app.settings import (
     BenchSettings,
@@ -42,7 +43,7 @@ from app.settings import (
 from app.sinks import Place
 from app.sources.picture import NoPictures
 from app.telemetry import Metrics, set_up_logs
-from dino_core.bundle import Bundle, load_bundle
+from dino_core.bundle import load_bundle
 from dino_core.errors import DinoError
 
 _USAGE = """\
@@ -134,10 +135,11 @@ def run(settings: Settings) -> None:
     set_up_logs(level=settings.log_level, json_lines=settings.json_logs)
     # First, as it is the quickest to fail: nobody wants to wait for a model to learn that a port is taken.
     with _bound(settings) as listener:
-        bundle = load_bundle(settings.model, device=_device(settings.device))
+        metrics = Metrics()
+        models = _load_models(settings, metrics)
         catalogue = _open_collections(settings)
         try:
-            _serve(settings, bundle, catalogue, listener)
+            _serve(settings, catalogue, listener, models, metrics)
         finally:
             catalogue.close()
 
@@ -193,24 +195,46 @@ def _exit(status: int) -> None:
         raise SystemExit(status)
 
 
-def _serve(settings: Settings, bundle: Bundle, catalogue: Catalogue, listener: socket.socket) -> None:
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    metrics = Metrics()
-    engine = Engine(bundle, settings.inference(), observer=metrics)
-    departure = Departure()
-    app = create_app(
-        settings, engine, catalogue, manifest=bundle.manifest, metrics=metrics, departure=departure
+def _load_models(settings: Settings, metrics: Metrics) -> ServedModels:
+    device = _device(settings.device)
+    config = share_of(
+        settings.inference(),
+        models=len(settings.model),
+        largest_request_bytes=settings.max_request_bytes,
     )
+
+    def load(name: str | None, path: Path) -> ServedModel:
+        return serve_bundle(load_bundle(path, device=device), config, name=name, observer=metrics)
+
+    models = [load(source.name, source.path) for source in settings.model]
+    names = [model.name for model in models]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SettingsInvalid(
+            f"two of the models are called {min(twice)!r}: name one otherwise, as --model NAME=BUNDLE"
+        )
+    return ServedModels(models, load=load, root=settings.models_root, patience_s=settings.drain_seconds)
+
+
+def _serve(
+    settings: Settings,
+    catalogue: Catalogue,
+    listener: socket.socket,
+    models: ServedModels,
+    metrics: Metrics,
+) -> None:
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    departure = Departure()
+    app = create_app(settings, models, catalogue, metrics=metrics, departure=departure)
     config = server_config(app, settings)
     server = Server(
         config,
-        engine=engine,
+        models=models,
         departure=departure,
         lame_duck_s=settings.lame_duck_seconds,
         drain_s=settings.drain_seconds,
     )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_serve_and_greet(server, listener, _greeting(settings, bundle, listener)))
+        runner.run(_serve_and_greet(server, listener, _greeting(settings, models, listener)))
     if not server.started:
         raise _CannotStart("the service could not start; the log above says why")
     if server.lost:
@@ -244,11 +268,12 @@ async def _serve_and_greet(server: uvicorn.Server, listener: socket.socket, gree
     await serving
 
 
-def _greeting(settings: Settings, bundle: Bundle, listener: socket.socket) -> str:
+def _greeting(settings: Settings, models: ServedModels, listener: socket.socket) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     shown = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else host
     url = f"http://{shown}:{listener.getsockname()[1]}"
-    return f"dinoserve: {bundle.manifest.id} at {url} (page: {url}/  API: {url}/docs)  Ctrl-C stops"
+    names = ", ".join(model.name for model in models.all())
+    return f"dinoserve: {names} at {url} (page: {url}/  API: {url}/docs)  Ctrl-C stops"
 
 
 def _bound(settings: Settings) -> socket.socket:

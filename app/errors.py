@@ -6,6 +6,9 @@
     ├── Overloaded           no room now; come back after `retry_after_s`
     ├── NotReady             starting, draining, or the device is gone
     ├── DeadlineExceeded     the caller's time ran out before the answer was there
+    ├── UnknownModel         no model of this name is served
+    ├── ModelRefused         a bundle can't take a served model's place; that model still answers
+    ├── ReloadUnderWay       another model is being loaded, or the one before still answers
     │   of collections
     ├── UnknownCollection    no collection has this name
     ├── CollectionExists     a collection has this name already
@@ -96,6 +99,25 @@ class DeadlineExceeded(ServiceError):
     """The caller's time ran out before the answer was there."""
 
     code = "deadline_exceeded"
+
+
+class UnknownModel(ServiceError):
+    """No model of this name is served; the message names those that are."""
+
+    code = "model_not_found"
+    parameter = "model"  # that named it, wherever it did
+
+
+class ModelRefused(ServiceError):
+    """A bundle can't be served; the model whose place it should have taken still answers."""
+
+    code = "model_refused"
+
+
+class ReloadUnderWay(ServiceError):
+    """A model is being loaded, or the one that it replaced still answers what it began with."""
+
+    code = "reload_under_way"
 
 
 class UnknownCollection(ServiceError):

@@ -35,16 +35,15 @@ from app.api.pages import Pages, page_router
 from app.api.state import Departure, State, expect_fingerprint
 from app.api.urgency import read_urgency
 from app.errors import CollectionExists, UnknownCollection
-from app.inference.engine import Engine
 from app.inference.threads import cpu_budget
 from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
 from app.search.embedded.library import Collections
 from app.search.embedded.snapshot_files import SNAPSHOTS_FOLDER, Snapshots
 from app.search.reading.jobs import ReadingJobs
+from app.served_models import ServedModels
 from app.settings import Settings
 from app.telemetry import Metrics
-from dino_core.bundle import Manifest
 
 DEFAULT_COLLECTION = "default"
 
@@ -68,38 +67,31 @@ logger = logging.getLogger(__name__)
 
 def create_app(
     settings: Settings,
-    engine: Engine,
+    models: ServedModels,
     catalogue: Catalogue,
     *,
-    manifest: Manifest,
     metrics: Metrics | None = None,
     departure: Departure | None = None,
 ) -> FastAPI:
-    """Makes the service of one model.
+    """Makes the service of one model or several.
 
     Args:
         settings: Of the service.
-        engine: Not started; the app starts and stops it.
+        models: Not started; the app starts and stops them.
         catalogue: Open; who opened it closes it.
-        manifest: Of the engine's bundle, for `/info`.
-        metrics: Those that the engine observes into; None for new ones without the engine's.
+        metrics: Those that the engines observe into; None for new ones without the engines'.
         departure: That the server announces; None: it leaves unannounced.
 
     Raises:
         SettingsInvalid: The file of API keys can't be used.
     """
     metrics = metrics or Metrics()
-    metrics.serves(engine.model.id, engine.model.fingerprint, engine.gauges)
+    metrics.serves(lambda: [model.info for model in models.all()], models.gauges)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with _running(
-            settings,
-            engine,
-            catalogue,
-            manifest=manifest,
-            metrics=metrics,
-            departure=departure or Departure(),
+            settings, models, catalogue, metrics=metrics, departure=departure or Departure()
         ) as state:
             yield state
 
@@ -113,7 +105,7 @@ def create_app(
         redirect_slashes=False,  # a client that doesn't follow would take the empty answer for ours
         responses=PROBLEM_RESPONSES,
         middleware=[
-            Middleware(RequestContext, metrics=metrics, model=engine.model),
+            Middleware(RequestContext, metrics=metrics, models=models),
             Middleware(
                 Guard,
                 settings=settings,
@@ -141,29 +133,27 @@ def create_app(
 @asynccontextmanager
 async def _running(
     settings: Settings,
-    engine: Engine,
+    models: ServedModels,
     catalogue: Catalogue,
     *,
-    manifest: Manifest,
     metrics: Metrics,
     departure: Departure,
 ) -> AsyncIterator[State]:
     """What lives from start to stop."""
-    ensure_default_collection(catalogue, engine)
-    await engine.start()
+    ensure_default_collection(catalogue, models)
+    await models.start()
     # Twice the cores: half of this work waits for the disk.
     workers = ThreadPoolExecutor(2 * cpu_budget(), thread_name_prefix="dino-worker")
     bulk = ThreadPoolExecutor(1, thread_name_prefix="dino-bulk")
     loop = asyncio.get_running_loop()
-    reindex_jobs = ReindexJobs(catalogue, engine, loop)
+    reindex_jobs = ReindexJobs(catalogue, models, loop)
     reading_jobs = ReadingJobs(
         catalogue, folder=_reading_folder(settings, catalogue), threads=max(1, cpu_budget() // 2)
     )
     try:
         yield State(
             settings=settings,
-            engine=engine,
-            manifest=manifest,
+            models=models,
             catalogue=catalogue,
             metrics=metrics,
             workers=workers,
@@ -175,8 +165,8 @@ async def _running(
         )
     finally:
         # Each may wait for what it does; what is under way elsewhere needs the loop meanwhile.
-        await loop.run_in_executor(None, reindex_jobs.stop)  # before the engine, which it needs
-        await engine.stop()
+        await loop.run_in_executor(None, reindex_jobs.stop)  # before the engines, which it needs
+        await models.stop()
         await loop.run_in_executor(None, bulk.shutdown)
         await loop.run_in_executor(None, reading_jobs.close)
         workers.shutdown()
@@ -187,12 +177,12 @@ def _reading_folder(settings: Settings, catalogue: Catalogue) -> Path | None:
     return settings.data_dir / "derived" / "reading" if isinstance(catalogue, Collections) else None
 
 
-def ensure_default_collection(catalogue: Catalogue, engine: Engine) -> Collection:
-    """The collection `default`, made for the served model where there is none.
+def ensure_default_collection(catalogue: Catalogue, models: ServedModels) -> Collection:
+    """The collection `default`, made for the default model where there is none.
 
     One that holds another model's embeddings stays as it is: searches in it are refused, and say what to do.
     """
-    model = engine.model
+    model = models.get().info
     try:
         collection = catalogue.get(DEFAULT_COLLECTION)
     except UnknownCollection:
@@ -202,7 +192,7 @@ def ensure_default_collection(catalogue: Catalogue, engine: Engine) -> Collectio
                 DEFAULT_COLLECTION, fingerprint=model.fingerprint, dimensions=model.dimensions
             )
         collection = catalogue.get(DEFAULT_COLLECTION)
-    if collection.fingerprint != model.fingerprint:
+    if collection.fingerprint not in models.fingerprints:
         logger.warning(
             "collection %r holds embeddings of another model (%s): /embed works, searching it answers 409 "
             "until POST /collections/%s/reindex has made them anew",

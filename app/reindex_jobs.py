@@ -13,6 +13,7 @@ from app.inference.blocking import BlockingEngine
 from app.inference.engine import Engine
 from app.reindexing import Progress, Reindex
 from app.search.collection import Catalogue, CollectionInfo
+from app.served_models import ServedModels
 
 _SHARE_S: Final = 0.1  # of the model's time that one batch may take, while others wait
 _BATCH_IMAGES: Final = (4, 64)
@@ -55,25 +56,33 @@ class ReindexJobs:
 
     Args:
         catalogue: Of any engine.
-        engine: Of the model that new vectors shall be of.
-        loop: The engine's.
+        models: Of which one makes the new vectors.
+        loop: Of their engines.
     """
 
-    def __init__(self, catalogue: Catalogue, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, catalogue: Catalogue, models: ServedModels, loop: asyncio.AbstractEventLoop) -> None:
         self._catalogue = catalogue
-        self._engine = engine
-        self._blocking = BlockingEngine(engine, loop)
+        self._models = models
+        self._loop = loop
         self._lock = threading.Lock()
         self._jobs: dict[str, _Job] = {}
         self._cancelled: dict[str, Progress] = {}
         self._rebuilt: set[str] = set()
 
-    def begin(self, name: str, *, skip_failed: bool = False) -> Progress:
+    def begin(self, name: str, *, model: str | None = None, skip_failed: bool = False) -> Progress:
         """Begins, or goes on where one ended; one that runs goes on as it is.
+
+        It ends where its model's place is taken by another.
+
+        Args:
+            name: Of the collection.
+            model: Whose vectors it shall have; None for the default.
+            skip_failed: See `Reindex.run`.
 
         Raises:
             UnknownCollection: There is no such collection.
-            NothingToReindex: It is of the served model already.
+            UnknownModel: There is no such model.
+            NothingToReindex: It is of that model already.
             SuccessorExists: Something else is built to take its place.
         """
         with self._lock:
@@ -83,13 +92,14 @@ class ReindexJobs:
             running = self._jobs.get(name)
             if running is not None and running.thread.is_alive():
                 return running.reindex.progress
+            engine = self._models.get(model).engine
             reindex = Reindex(
                 self._catalogue,
                 name,
-                self._engine.model,
-                self._blocking.embed,
-                batch_images=self._batch_images,
-                max_image_bytes=self._engine.config.max_image_bytes,
+                engine.model,
+                BlockingEngine(engine, self._loop).embed,
+                batch_images=lambda: _batch_images(engine),
+                max_image_bytes=engine.config.max_image_bytes,
             )
             job = self._jobs[name] = _Job(reindex, skip_failed=skip_failed)
             self._cancelled.pop(name, None)
@@ -171,14 +181,9 @@ class ReindexJobs:
         for job in jobs:
             job.thread.join()
 
-    def _batch_images(self) -> int:
-        fewest, most = _BATCH_IMAGES
-        rate = self._engine.gauges()["images_per_second"]
-        return min(max(fewest, int(rate * _SHARE_S)), most, self._engine.config.max_images_per_request)
-
     def _of_successor(self, info: CollectionInfo) -> Progress:
         """Of a collection that this process hasn't reindexed."""
-        served = self._engine.model.fingerprint
+        served = self._models.get().info.fingerprint
         successor = info.successor
         return Progress(
             collection=info.name,
@@ -191,9 +196,15 @@ class ReindexJobs:
 
     def _busy(self, name: str) -> SuccessorExists:
         successor = {info.name: info.successor for info in self._catalogue.list()}.get(name)
-        served = self._engine.model.fingerprint
+        served = self._models.get().info.fingerprint
         return SuccessorExists(
             f"the collection {name!r} is being rebuilt at the moment: wait until that is done, or cancel it",
             expected=served if successor is None else successor.fingerprint,
             found=served,
         )
+
+
+def _batch_images(engine: Engine) -> int:
+    fewest, most = _BATCH_IMAGES
+    rate = engine.gauges()["images_per_second"]
+    return min(max(fewest, int(rate * _SHARE_S)), most, engine.config.max_images_per_request)

@@ -5,7 +5,7 @@
 
 A load balancer asks whether the service is ready now and then, and sends it requests until it has noticed:
 hence the lame-duck time. Ctrl-C does without it, and a second signal ends the process at once. Where a thread
-of the engine has died, the process ends by itself with status 1, for its supervisor to start another.
+of an engine has died, the process ends by itself with status 1, for its supervisor to start another.
 """
 
 import asyncio
@@ -18,17 +18,17 @@ from types import FrameType
 import uvicorn
 
 from app.api.state import Departure
-from app.inference.engine import Engine
+from app.served_models import ServedModels
 
 logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """Serves an app until it is told to end, or its engine is lost.
+    """Serves an app until it is told to end, or an engine is lost.
 
     Args:
         config: Of uvicorn, with the app.
-        engine: That the app starts and stops.
+        models: That the app starts and stops.
         departure: That the app tells its callers of.
         lame_duck_s: From SIGTERM to the last new connection.
         drain_s: From there to the last answer.
@@ -41,14 +41,14 @@ class Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         *,
-        engine: Engine,
+        models: ServedModels,
         departure: Departure,
         lame_duck_s: float,
         drain_s: float,
     ) -> None:
         super().__init__(config)
         self.lost = False
-        self._engine = engine
+        self._models = models
         self._departure = departure
         self._lame_duck_s = lame_duck_s
         self._drain_s = drain_s
@@ -67,9 +67,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether it is time to shut down; uvicorn asks ten times a second."""
-        if self._engine.lost and not self.lost:
+        if self._models.lost and not self.lost:
             logger.critical(
-                "a thread of the engine has died, see above: this process ends, to be started again"
+                "a thread of an engine has died, see above: this process ends, to be started again"
             )
             self.lost = self._departure.leaving = self.should_exit = True
         if self._leaves_at_s is not None and time.monotonic() >= self._leaves_at_s:
@@ -79,5 +79,5 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Takes no more connections, waits for answers as long as there is time, and stops the app."""
         self._departure.leaving = True
-        asyncio.get_running_loop().call_later(self._drain_s, self._engine.give_up)
+        asyncio.get_running_loop().call_later(self._drain_s, self._models.give_up)
         await super().shutdown(sockets)

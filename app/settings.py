@@ -5,20 +5,29 @@ Precedence: flag > environment (`DINO_SERVE_…`) > file (`--config`) > default.
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, CliPositionalArg, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliPositionalArg,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from app.inference.config import InferenceConfig
 from dino_core.decoding import PILLOW_MAX_PIXELS
 from dino_core.preprocess import ImageLimits
 
 ENV_PREFIX = "DINO_SERVE_"
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class SettingsInvalid(Exception):
@@ -55,6 +64,45 @@ class _FlagsEnvironmentFile(BaseSettings):
         return env_settings, init_settings
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A bundle to serve.
+
+    Attributes:
+        name: By which requests choose it; None for the bundle's own.
+        path: Its directory.
+    """
+
+    name: str | None = None
+    path: Path
+
+
+def _model_sources(value: object) -> object:
+    """`models/a`, `mine=models/a`, a comma between several, or a list of such texts."""
+    texts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        return value
+    return tuple(_model_source(one) if isinstance(one, str) else one for one in texts)
+
+
+def _model_source(text: str) -> ModelSource:
+    name, equals, path = text.partition("=")
+    if equals and _MODEL_NAME.fullmatch(name):
+        return ModelSource(name=name, path=Path(path))
+    return ModelSource(path=Path(text))
+
+
+def _first(value: object) -> object:
+    """The first model of a service's setting, for commands that work with one."""
+    sources = _model_sources(value)
+    return sources[0].path if isinstance(sources, tuple) and sources else value
+
+
+# NoDecode: an environment variable has a text there, not JSON.
+ModelSources = Annotated[
+    tuple[ModelSource, ...], NoDecode, Field(min_length=1), BeforeValidator(_model_sources)
+]
+
 AnySettings = TypeVar("AnySettings", bound=_FlagsEnvironmentFile)
 
 
@@ -69,7 +117,7 @@ class IndexPlaceSettings(_FlagsEnvironmentFile):
     """A service's address; without one: http://127.0.0.1:8000 if it answers, otherwise --data-dir."""
     data_dir: Path = Path("data")
     """Where collections are kept, if no service runs."""
-    model: Path = Path("models/default")
+    model: Annotated[Path, BeforeValidator(_first)] = Path("models/default")
     """The bundle that embeds, if no service runs."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N, if no service runs."""
@@ -222,8 +270,11 @@ class Settings(_FlagsEnvironmentFile):
 
     model_config = SettingsConfigDict(**_COMMON | {"extra": "forbid"})
 
-    model: Path = Path("models/default")
-    """The bundle to serve."""
+    model: ModelSources = (ModelSource(path=Path("models/default")),)
+    """A bundle to serve, or NAME=BUNDLE to serve it under another name than its own; may be given several
+    times. The first is the default; requests choose others by `model`."""
+    models_dir: Path | None = None
+    """Below it, `POST /admin/reload` may name other bundles; empty: beside the first one of --model."""
     host: str = "127.0.0.1"
     """Address to listen on; any but this machine's own needs --api-key-file or --insecure."""
     port: int = Field(8000, ge=0, le=65535)
@@ -319,6 +370,12 @@ class Settings(_FlagsEnvironmentFile):
                 f"({self.max_concurrent_images}): such a request could never enter"
             )
         return self
+
+    @property
+    def models_root(self) -> Path | None:
+        """Below which bundles may be loaded later; None where that would be the whole disk."""
+        root = self.models_dir or self.model[0].path.absolute().parent
+        return None if root == root.parent else root
 
     @property
     def is_loopback(self) -> bool:

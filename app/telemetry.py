@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -10,7 +10,6 @@ import orjson
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
     ProcessCollector,
     generate_latest,
@@ -18,6 +17,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from app.inference.results import ModelInfo
 from app.inference.stats import CounterName, HistogramName
 
 _PREFIX: Final = "dino_serve_"
@@ -79,9 +79,6 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        self._model = Gauge(
-            f"{_PREFIX}model_info", "The model served", ["id", "fingerprint"], registry=self._registry
-        )
 
     def count(self, name: CounterName, amount: float = 1, *, label: str = "") -> None:
         """Adds to a counter; see `app.inference.stats.Observer`."""
@@ -103,21 +100,34 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(duration_s)
 
-    def serves(self, model_id: str, fingerprint: str, gauges: Callable[[], Mapping[str, float]]) -> None:
-        """Names the model, and asks `gauges` for the engine's present state at each scrape."""
-        self._model.labels(model_id, fingerprint).set(1)
-        self._registry.register(_EngineGauges(gauges))
+    def serves(
+        self, models: Callable[[], Iterable[ModelInfo]], gauges: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """Asks at each scrape for the models that are served, and for what is in their engines.
+
+        Args:
+            models: Those served at the moment.
+            gauges: Of all their engines together, by name.
+        """
+        self._registry.register(_Served(models, gauges))
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
-class _EngineGauges(Collector):
-    def __init__(self, gauges: Callable[[], Mapping[str, float]]) -> None:
+class _Served(Collector):
+    def __init__(
+        self, models: Callable[[], Iterable[ModelInfo]], gauges: Callable[[], Mapping[str, float]]
+    ) -> None:
+        self._models = models
         self._gauges = gauges
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        info = GaugeMetricFamily(f"{_PREFIX}model_info", "The models served", labels=["id", "fingerprint"])
+        for model in self._models():
+            info.add_metric([model.id, model.fingerprint], 1)
+        yield info
         for name, value in self._gauges().items():
             yield GaugeMetricFamily(_PREFIX + name, _GAUGES.get(name, name), value=value)
 

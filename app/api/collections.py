@@ -19,7 +19,7 @@ from app.api.schemas import (
     NewCollection,
     parse,
 )
-from app.api.state import State, StateDep, in_worker
+from app.api.state import State, StateDep, in_worker, served_model
 from app.errors import UnknownCollection
 from app.search.collection import CollectionInfo, CollectionStats
 
@@ -31,7 +31,7 @@ async def list_collections(state: StateDep) -> Response:
     """Lists all collections, in order of name, also those of other models."""
     infos = await in_worker(state, state["catalogue"].list)
     content = {
-        "model": model_answer(state["engine"].model),
+        "model": model_answer(state["models"].get().info),
         "data": [_collection_answer(info, state) for info in infos],
     }
     return answers.structured(content, answers.JSON)
@@ -45,9 +45,9 @@ async def list_collections(state: StateDep) -> Response:
     openapi_extra=json_body_of(NewCollection),
 )
 async def create_collection(request: Request, state: StateDep) -> Response:
-    """Makes an empty collection for embeddings of the model that is served."""
+    """Makes an empty collection for the embeddings of a model that is served."""
     new = parse(NewCollection, await read_json(request, state))
-    model = state["engine"].model
+    model = served_model(state, new.model).info
     await in_worker(
         state,
         state["catalogue"].create,
@@ -113,7 +113,7 @@ def _collection_answer(info: CollectionInfo, state: State) -> dict[str, Any]:
         "dimensions": info.dimensions,
         "items": info.items,
         "metric": "cosine",
-        "searchable": info.fingerprint == state["engine"].model.fingerprint,
+        "searchable": info.fingerprint in state["models"].fingerprints,
         "aliases": info.aliases,
         "successor": None if info.successor is None else asdict(info.successor),
         "created_at": info.created_at,

@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response
 from app.api.refusals import InternalError
-from app.inference.results import ModelInfo
+from app.api.state import State, give_models_back
+from app.served_models import ServedModels
 from app.telemetry import Metrics
 
 logger = logging.getLogger(__name__)
@@ -32,13 +33,13 @@ class RequestContext:
     Args:
         app: What is inside.
         metrics: Hears of every request.
-        model: Named in every answer.
+        models: Of which every answer names the one that it is of, or the default.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, model: ModelInfo) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, models: ServedModels) -> None:
         self._app = app
         self._metrics = metrics
-        self._model = model
+        self._models = models
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -49,7 +50,7 @@ class RequestContext:
             # As GET; the server keeps the method in its own scope, and leaves the body away.
             scope = {**scope, "method": "GET"}
         started_s = time.perf_counter()
-        state = scope.setdefault("state", {})
+        state: State = scope.setdefault("state", {})
         request_id = state["request_id"] = _request_id(Headers(scope=scope))
         status = 0
 
@@ -58,7 +59,7 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 state.setdefault("timings_ms", {})["total"] = (time.perf_counter() - started_s) * 1000
-                self._add_headers(MutableHeaders(scope=message), request_id, state["timings_ms"])
+                self._add_headers(MutableHeaders(scope=message), state)
             await send(message)
 
         try:
@@ -72,15 +73,20 @@ class RequestContext:
             answer = problem_response(error, request_id=request_id, instance=scope["path"])
             await answer(scope, receive, send_with_headers)
         finally:
+            give_models_back(state)
             self._tell(scope, request_id, status or _LEFT, time.perf_counter() - started_s)
 
-    def _add_headers(self, headers: MutableHeaders, request_id: str, timings_ms: dict[str, float]) -> None:
-        headers["X-Request-Id"] = request_id
-        headers["X-Model-Id"] = self._model.id
-        headers["X-Model-Fingerprint"] = self._model.fingerprint
+    def _add_headers(self, headers: MutableHeaders, state: State) -> None:
+        held = state.get("held")
+        model = (held[-1] if held else self._models.get()).info
+        headers["X-Request-Id"] = state["request_id"]
+        headers["X-Model-Id"] = model.id
+        headers["X-Model-Fingerprint"] = model.fingerprint
         headers["X-Content-Type-Options"] = "nosniff"
         headers["Referrer-Policy"] = "no-referrer"
-        headers["Server-Timing"] = ", ".join(f"{part};dur={ms:.1f}" for part, ms in timings_ms.items())
+        headers["Server-Timing"] = ", ".join(
+            f"{part};dur={ms:.1f}" for part, ms in state["timings_ms"].items()
+        )
 
     def _tell(self, scope: Scope, request_id: str, status: int, duration_s: float) -> None:
         route = getattr(scope.get("route"), "path", "none")

@@ -16,10 +16,12 @@ from app.api.body import SentImage, Upload, read_upload, require_images
 from app.api.openapi import answer_of, body_of, example
 from app.api.refusals import ImageRefused, InvalidParameter
 from app.api.schemas import EmbedAnswer, EmbedParameters, OnError, base64_of, parse
-from app.api.state import State, StateDep, timed, while_connected
+from app.api.state import State, StateDep, served_model, timed, while_connected
 from app.api.urgency import urgency
+from app.inference.engine import Engine
 from app.inference.lanes import Lane
 from app.inference.results import ImageEmbedding, ImageFailure, ModelInfo
+from app.served_models import ServedModel
 
 router = APIRouter(tags=["embeddings"])
 
@@ -43,20 +45,21 @@ async def embed(request: Request, state: StateDep) -> Response:
     with timed(state, "receive"):
         upload = await read_upload(request, state, arrays=True)
     parameters = parse(EmbedParameters, upload.parameters)
-    _refuse_raw_lengths(parameters, state)
+    model = served_model(state, parameters.model)
+    _refuse_raw_lengths(parameters, model)
     require_images(upload)
     with timed(state, "embed"):
-        results = await while_connected(request, _embed_upload(state, upload, parameters))
+        results = await while_connected(request, _embed_upload(state, model, upload, parameters))
     check_failures(results, on_error(parameters.on_error, upload))
     rows = [_number_type(result, parameters) for result in results]
     failed = sum(isinstance(result, ImageFailure) for result in results)
     if media_type == answers.NPY:
-        dimensions = state["engine"].model.dimensions
+        dimensions = model.info.dimensions
         missing = np.full(dimensions, np.nan, parameters.dtype)
         return answers.npy(np.stack([missing if row is None else row for row in rows]), failed=failed)
     as_text = parameters.encoding == "base64" and media_type == answers.JSON
     content = {
-        "model": model_answer(state["engine"].model),
+        "model": model_answer(model.info),
         "dtype": parameters.dtype,
         "data": [
             _item(index, result, row, as_text=as_text)
@@ -69,6 +72,7 @@ async def embed(request: Request, state: StateDep) -> Response:
 
 async def embed_images(
     state: State,
+    engine: Engine,
     images: Sequence[SentImage],
     *,
     timeout_s: float | None = None,
@@ -78,6 +82,7 @@ async def embed_images(
 
     Args:
         state: Of the request, with what its headers say of its urgency.
+        engine: Of the request's model.
         images: In order.
         timeout_s: As its parameters say.
         priority: Likewise.
@@ -87,7 +92,7 @@ async def embed_images(
     """
     urgent = urgency(state, priority=priority, timeout_s=timeout_s)
     embedded = iter(
-        await state["engine"].embed(
+        await engine.embed(
             [image for image in images if isinstance(image, bytes)],
             lane=urgent.lane,
             deadline_s=urgent.deadline_s,
@@ -124,17 +129,15 @@ def model_answer(model: ModelInfo) -> dict[str, Any]:
 
 
 async def _embed_upload(
-    state: State, upload: Upload, parameters: EmbedParameters
+    state: State, model: ServedModel, upload: Upload, parameters: EmbedParameters
 ) -> list[ImageEmbedding | ImageFailure]:
     if upload.pixels is None:
         return await embed_images(
-            state, upload.images, timeout_s=parameters.timeout, priority=parameters.priority
+            state, model.engine, upload.images, timeout_s=parameters.timeout, priority=parameters.priority
         )
     urgent = urgency(state, priority=parameters.priority, timeout_s=parameters.timeout)
-    rows_BD = await state["engine"].embed_pixels(
-        upload.pixels, lane=urgent.lane, deadline_s=urgent.deadline_s
-    )
-    return [_pixels_result(row, state["engine"].input_px) for row in rows_BD]
+    rows_BD = await model.engine.embed_pixels(upload.pixels, lane=urgent.lane, deadline_s=urgent.deadline_s)
+    return [_pixels_result(row, model.engine.input_px) for row in rows_BD]
 
 
 def _pixels_result(row: NDArray[np.float32], size_px: int) -> ImageEmbedding | ImageFailure:
@@ -143,8 +146,8 @@ def _pixels_result(row: NDArray[np.float32], size_px: int) -> ImageEmbedding | I
     return ImageEmbedding(row, size_px, size_px, "NPY", sha256="")
 
 
-def _refuse_raw_lengths(parameters: EmbedParameters, state: State) -> None:
-    if not parameters.normalize and state["manifest"].normalise:
+def _refuse_raw_lengths(parameters: EmbedParameters, model: ServedModel) -> None:
+    if not parameters.normalize and model.manifest.normalise:
         raise InvalidParameter(
             "normalize=false can't be had: this model's bundle says that its embeddings have length 1",
             parameter="normalize",

@@ -14,9 +14,9 @@ _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 @router.get("/health/live", summary="Alive?")
 async def live(state: StateDep) -> Response:
-    """Answers 200 while every thread of the engine runs; anything else means: restart the process."""
-    if not state["engine"].alive:
-        raise NotReady("a thread of the engine has died or hangs: the service must be restarted")
+    """Answers 200 while every thread of every engine runs; anything else means: restart the process."""
+    if not state["models"].alive:
+        raise NotReady("a thread of an engine has died or hangs: the service must be restarted")
     return answers.structured({"status": "alive"}, answers.JSON)
 
 
@@ -26,7 +26,7 @@ async def ready(state: StateDep) -> Response:
     """Answers 200 while requests are taken, and will be for longer than a moment."""
     if state["departure"].leaving:
         raise NotReady("the service is leaving: it answers for a while yet, and new requests go elsewhere")
-    if not state["engine"].ready:
+    if not state["models"].ready:
         raise NotReady("the service is starting or stopping")
     return answers.structured({"status": "ready"}, answers.JSON)
 

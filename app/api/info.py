@@ -1,6 +1,7 @@
-"""`GET /info`: which model, what it does to pixels, and every limit that a request can meet."""
+"""`GET /info`: which models, what they do to pixels, and every limit that a request can meet."""
 
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -8,25 +9,21 @@ from starlette.responses import Response
 from app.api import answers
 from app.api.embed import model_answer
 from app.api.state import StateDep
+from app.served_models import ServedModel
 from dino_core.preprocess import SUPPORTED_FORMATS
 
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/info", summary="Model and limits")
+@router.get("/info", summary="Models and limits")
 async def info(state: StateDep) -> Response:
-    """Says what a client needs to know before it sends anything."""
-    manifest, settings, engine = state["manifest"], state["settings"], state["engine"]
-    limits = engine.config.limits
+    """Says what a client needs to know before it sends anything. `model` is the default of `models`."""
+    settings, models = state["settings"], state["models"].all()
+    limits = models[0].engine.config.limits
+    described = [_described(model) for model in models]
     content = {
-        "model": model_answer(engine.model)
-        | {
-            "architecture": manifest.architecture,
-            "pooling": manifest.pooling,
-            "normalised": manifest.normalise,
-            "input_px": engine.input_px,
-            "preprocessing": manifest.preprocessing.to_json(),
-        },
+        "model": described[0],
+        "models": described,
         "formats": list(SUPPORTED_FORMATS),
         "limits": {
             "request_bytes": settings.max_request_bytes,
@@ -42,3 +39,15 @@ async def info(state: StateDep) -> Response:
         "versions": {"dinoserve": version("dinoserve"), "torch": version("torch")},
     }
     return answers.structured(content, answers.JSON)
+
+
+def _described(model: ServedModel) -> dict[str, Any]:
+    manifest = model.manifest
+    return model_answer(model.info) | {
+        "bundle": model.path.name,
+        "architecture": manifest.architecture,
+        "pooling": manifest.pooling,
+        "normalised": manifest.normalise,
+        "input_px": model.engine.input_px,
+        "preprocessing": manifest.preprocessing.to_json(),
+    }

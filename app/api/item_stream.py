@@ -120,7 +120,7 @@ class ItemStream(Response):
 
     async def _make(self, batch: Sequence[tuple[int, Line]]) -> "list[_Made]":
         """Items of a batch, or what each line's error is."""
-        state, engine = self._state, self._state["engine"]
+        state, engine = self._state, self._joining.model.engine
         parsed = await in_worker(state, lambda: [self._parsed(number, line) for number, line in batch])
         additions = [addition for _, addition in parsed if isinstance(addition, Addition)]
         try:

@@ -77,10 +77,10 @@ async def add_items(request: Request, name: str, state: StateDep) -> Response:
     with timed(state, "receive"):
         upload = await read_upload(request, state, lists=("ids", "metadata", "sources"))
     # Off the event loop: a hundred megabytes of base64 may be in it.
-    additions, choice, said = await in_worker(state, checked_additions, upload, joining)
+    additions, choice, said = await in_worker(state, checked_additions, state, upload, joining)
     if not additions:
         raise NoImages("the request has no picture: send files in the field `images`, or JSON `items`")
-    collection, engine = joining.collection, state["engine"]
+    collection, engine = joining.collection, joining.model.engine
     urgent = urgency(state, priority=said.priority, timeout_s=said.timeout)
     with timed(state, "embed"):
         made = await while_connected(
@@ -109,7 +109,7 @@ async def add_items(request: Request, name: str, state: StateDep) -> Response:
         for (index, item), status in zip(items.items(), statuses, strict=True)
     ]
     content = {
-        "model": model_answer(engine.model),
+        "model": model_answer(joining.model.info),
         "collection": name,
         "data": sorted(data, key=lambda answer: int(answer["index"])),
     }

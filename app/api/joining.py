@@ -15,10 +15,11 @@ from app.api.body import SentImage, Upload, image_from_json
 from app.api.embed import on_error
 from app.api.refusals import InvalidParameter
 from app.api.schemas import AddItems, AddParameters, NewItem, OnError, Parameters, parse
-from app.api.state import State, refuse_other_model
+from app.api.state import State, refuse_other_model, served_model
 from app.errors import FingerprintMismatch
 from app.search.collection import Collection, Json, Vector
 from app.search.rows import check_id, check_vector, check_words
+from app.served_models import ServedModel
 
 FINGERPRINT_HEADER: Final = "X-Fingerprint"
 
@@ -32,14 +33,14 @@ class Joining:
     Attributes:
         name: That was asked for; another collection may have it by the time of a write.
         collection: Of the name.
-        served: The fingerprint of the model that is served, whose embeddings pictures get.
+        model: Whose embeddings pictures get: the collection's, if it is served or the request chose it.
         takes_embeddings: Whether the request named the collection's own fingerprint, and so says whose the
             embeddings are that it brings.
     """
 
     name: str
     collection: Collection
-    served: str
+    model: ServedModel
     takes_embeddings: bool
 
     def saying(self, fingerprint: str | None) -> "Joining":
@@ -67,7 +68,7 @@ class Joining:
             InvalidParameter: The embeddings.
         """
         if item.embedding is None:
-            refuse_other_model(self.collection, served=self.served)
+            refuse_other_model(self.collection, served=self.model.info.fingerprint)
         elif not self.takes_embeddings:
             raise InvalidParameter(
                 f"{where} is an embedding: say whose with ?fingerprint= or {FINGERPRINT_HEADER}, the "
@@ -81,23 +82,26 @@ def joining_of(state: State, name: str, request: Request) -> Joining:
 
     Raises:
         UnknownCollection: There is none of the name.
-        FingerprintMismatch: It is another model's than the request says, or than the served one where it says
-            nothing.
+        UnknownModel: There is none of the name in the query.
+        FingerprintMismatch: It is another model's than the request says, or of none that is served where it
+            says nothing.
         InvalidParameter: Query and header name two fingerprints.
     """
     collection = state["catalogue"].get(name)
-    served = state["engine"].model.fingerprint
+    model = served_model(state, request.query_params.get("model"), fingerprint=collection.fingerprint)
     said = {request.query_params.get("fingerprint"), request.headers.get(FINGERPRINT_HEADER)} - {None}
     if len(said) > 1:
         raise InvalidParameter(
             f"the query and {FINGERPRINT_HEADER} name two fingerprints", parameter="fingerprint"
         )
     if not said:
-        refuse_other_model(collection, served=served)
-    return Joining(name, collection, served, takes_embeddings=False).saying(next(iter(said), None))
+        refuse_other_model(collection, served=model.info.fingerprint)
+    return Joining(name, collection, model, takes_embeddings=False).saying(next(iter(said), None))
 
 
-def checked_additions(upload: Upload, joining: Joining) -> tuple[list[Addition], OnError, Parameters]:
+def checked_additions(
+    state: State, upload: Upload, joining: Joining
+) -> tuple[list[Addition], OnError, Parameters]:
     """What a request says, refused by its place there, and before anything is embedded.
 
     Returns:
@@ -105,12 +109,14 @@ def checked_additions(upload: Upload, joining: Joining) -> tuple[list[Addition],
 
     Raises:
         InvalidParameter: A parameter can't be, or an embedding says not whose it is.
-        FingerprintMismatch: Of a picture or an embedding, and the collection.
+        UnknownModel: There is none of the name.
+        FingerprintMismatch: Of a picture, an embedding or the chosen model, and the collection.
         InvalidItem: An id, metadata or a source can't be kept.
         InvalidVector: An embedding can't be used.
     """
     if upload.in_body:
         said = parse(AddItems, upload.parameters)
+        _refuse_another_choice(state, said.model, joining)
         joining = joining.saying(said.fingerprint)
         additions = [
             addition_of(item, joining, where=f"item {index}", pointer=f"/items/{index}/image")
@@ -118,8 +124,9 @@ def checked_additions(upload: Upload, joining: Joining) -> tuple[list[Addition],
         ]
         return additions, on_error(said.on_error, upload), said
     form = parse(AddParameters, upload.parameters)
+    _refuse_another_choice(state, form.model, joining)
     joining.saying(form.fingerprint)
-    refuse_other_model(joining.collection, served=joining.served)
+    refuse_other_model(joining.collection, served=joining.model.info.fingerprint)
     return _form_additions(upload, form), on_error(form.on_error, upload), form
 
 
@@ -145,6 +152,13 @@ def addition_of(item: NewItem, joining: Joining, *, where: str, pointer: str) ->
             content = np.asarray(item.embedding, dtype=np.float32)
         check_vector(content, dimensions=joining.collection.dimensions, where=where)
     return Addition(id=item.id, content=content, metadata=item.metadata, source=item.source)
+
+
+def _refuse_another_choice(state: State, name: str | None, joining: Joining) -> None:
+    """A body may name the model too; which of several of one fingerprint embeds is all the same."""
+    if name is not None:
+        chosen = served_model(state, name).info.fingerprint
+        refuse_other_model(joining.collection, served=chosen)
 
 
 def _form_additions(upload: Upload, form: AddParameters) -> list[Addition]:

@@ -92,6 +92,8 @@ class RestoreAnswer(BaseModel):
 class ReindexParameters(_Body):
     """`POST /collections/{name}/reindex`; the body may be missing."""
 
+    model: str | None = None
+    """Whose embeddings it shall have, one of those that `/info` lists; without it the first."""
     skip_failed: bool = False
     """Whether items that have no picture any more are left out; otherwise they keep it from its end."""
 

@@ -15,10 +15,11 @@ from app.api.openai_schemas import (
     OpenAIModelsAnswer,
 )
 from app.api.openapi import OPENAI_ERROR_RESPONSES, answer_of, example, json_body_of
-from app.api.refusals import InvalidJson, InvalidParameter, NoImages, TextRefused, UnknownModel
+from app.api.refusals import InvalidJson, InvalidParameter, NoImages, TextRefused
 from app.api.schemas import base64_of, parse
-from app.api.state import State, StateDep, in_worker, timed, while_connected
+from app.api.state import StateDep, in_worker, served_model, timed, while_connected
 from app.inference.results import ImageEmbedding, ImageFailure
+from app.served_models import ServedModel
 
 router = APIRouter(prefix="/v1", tags=["for OpenAI's clients"], responses=OPENAI_ERROR_RESPONSES)
 
@@ -47,14 +48,14 @@ async def create_embeddings(request: Request, state: StateDep) -> Response:
     """
     with timed(state, "receive"):
         wish = parse(OpenAIEmbeddingsRequest, await read_json(request, state))
-        _check_model(wish.model, state)
-        _check_dimensions(wish.dimensions, state)
+        model = served_model(state, wish.model)
+        _check_dimensions(wish.dimensions, model)
         values = _values(wish)
         images = await in_worker(state, _images, values)
     if not images:
         raise NoImages("`input` is an empty list: send one image or more")
     with timed(state, "embed"):
-        results = await while_connected(request, embed_images(state, images, timeout_s=None))
+        results = await while_connected(request, embed_images(state, model.engine, images, timeout_s=None))
     _refuse_texts(values, results)
     check_failures(results, "fail")
     content = {
@@ -70,7 +71,7 @@ async def create_embeddings(request: Request, state: StateDep) -> Response:
             for index, result in enumerate(results)
             if isinstance(result, ImageEmbedding)
         ],
-        "model": state["engine"].model.id,
+        "model": model.name,
         "usage": {"prompt_tokens": len(results), "total_tokens": len(results)},
     }
     return answers.structured(content, answers.JSON)
@@ -83,7 +84,9 @@ async def create_embeddings(request: Request, state: StateDep) -> Response:
 )
 async def list_models(state: StateDep) -> Response:
     """Lists what `model` may be in a request."""
-    return answers.structured({"object": "list", "data": [_model_answer(state)]}, answers.JSON)
+    return answers.structured(
+        {"object": "list", "data": [_model_answer(model) for model in state["models"].all()]}, answers.JSON
+    )
 
 
 @router.get(
@@ -93,23 +96,16 @@ async def list_models(state: StateDep) -> Response:
 )
 async def retrieve_model(model: str, state: StateDep) -> Response:
     """Describes one model."""
-    _check_model(model, state)
-    return answers.structured(_model_answer(state), answers.JSON)
+    return answers.structured(_model_answer(state["models"].get(model)), answers.JSON)
 
 
-def _model_answer(state: State) -> dict[str, Any]:
+def _model_answer(model: ServedModel) -> dict[str, Any]:
     # A bundle doesn't record when it was made, and clients want a number.
-    return {"id": state["engine"].model.id, "object": "model", "created": 0, "owned_by": "dinoserve"}
+    return {"id": model.name, "object": "model", "created": 0, "owned_by": "dinoserve"}
 
 
-def _check_model(asked: str, state: State) -> None:
-    served = state["engine"].model.id
-    if asked != served:
-        raise UnknownModel(f"there is no model {asked[:100]!r} here: use {served!r}", parameter="model")
-
-
-def _check_dimensions(asked: int | None, state: State) -> None:
-    own = state["engine"].model.dimensions
+def _check_dimensions(asked: int | None, model: ServedModel) -> None:
+    own = model.info.dimensions
     if asked is not None and asked != own:
         raise InvalidParameter(
             f"dimensions={asked} can't be had: this model's embeddings have {own}, and it was not trained so "

@@ -31,6 +31,9 @@ PROBLEMS: Final[dict[type[ServiceError], Problem]] = {
     errors.Overloaded: Problem(429, "The service is busy"),
     errors.NotReady: Problem(503, "The service is not ready"),
     errors.DeadlineExceeded: Problem(504, "The time ran out"),
+    errors.UnknownModel: Problem(404, "There is no such model"),
+    errors.ModelRefused: Problem(422, "The bundle can't be served"),
+    errors.ReloadUnderWay: Problem(409, "A model is being loaded already"),
     errors.UnknownCollection: Problem(404, "There is no such collection"),
     errors.CollectionExists: Problem(409, "The collection exists already"),
     errors.InvalidCollection: Problem(422, "No collection can be like that"),
@@ -61,7 +64,6 @@ PROBLEMS: Final[dict[type[ServiceError], Problem]] = {
     refusals.NotAcceptable: Problem(406, "The route can't answer in a form that Accept names"),
     refusals.ImageRefused: Problem(422, "An image has no embedding"),  # its status is by its code, below
     refusals.TextRefused: Problem(400, "The model embeds images"),
-    refusals.UnknownModel: Problem(404, "There is no such model"),
     refusals.Unauthorized: Problem(401, "An API key is needed"),
     refusals.UntrustedHost: Problem(400, "The Host header names another machine"),
     refusals.CrossOrigin: Problem(403, "Pages of other sites may not do this"),

@@ -7,7 +7,7 @@ ServiceError
     ├── NoImages · TooManyParts · UploadTimeout             nothing to do, or too much, or too slow
     ├── UnsupportedMediaType · NotAcceptable                Content-Type or Accept
     ├── ImageRefused                                        one image failed and the caller wants all or none
-    ├── TextRefused · UnknownModel                          what other services embed, and other models
+    ├── TextRefused                                         what other services embed
     ├── Unauthorized · UntrustedHost · CrossOrigin          who asks, and from where
     ├── UnknownRoute · MethodNotAllowed                     nothing is there
     ├── ClientLeft                                          nobody is there to answer
@@ -136,20 +136,6 @@ class TextRefused(RequestError):
     """The input is text, or tokens of one, and the model embeds images."""
 
     code = "text_not_embedded"
-
-
-class UnknownModel(RequestError):
-    """No model of this name is served.
-
-    Attributes:
-        parameter: Which named it.
-    """
-
-    code = "model_not_found"
-
-    def __init__(self, title: str, *, parameter: str) -> None:
-        super().__init__(title)
-        self.parameter = parameter
 
 
 class Unauthorized(RequestError):

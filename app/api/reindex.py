@@ -25,7 +25,7 @@ router = APIRouter(prefix="/collections/{name}/reindex", tags=["collections"])
     | example("curl -X POST {origin}/collections/default/reindex"),
 )
 async def begin_reindex(request: Request, name: str, state: StateDep) -> Response:
-    """Begins to embed all items of a collection with the model that is served, or goes on with it.
+    """Begins to embed all items of a collection with a model that is served, or goes on with it.
 
     Each item is made from its source, if that is a file here with the same bytes as then, or from its
     thumbnail, which is counted and warned of. Nothing is searched until all are there; then the collection's
@@ -34,7 +34,9 @@ async def begin_reindex(request: Request, name: str, state: StateDep) -> Respons
     parameters = ReindexParameters()
     if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
         parameters = parse(ReindexParameters, await read_json(request, state))
-    progress = await in_worker(state, state["reindex_jobs"].begin, name, skip_failed=parameters.skip_failed)
+    progress = await in_worker(
+        state, state["reindex_jobs"].begin, name, model=parameters.model, skip_failed=parameters.skip_failed
+    )
     answer = answers.structured(_answer(progress), answers.JSON)
     answer.status_code = 202
     answer.headers["Location"] = f"/collections/{progress.collection}/reindex"

@@ -44,6 +44,9 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    model: str | None = None
+    """One of those that `/info` lists; without it the first, or where a collection is asked the one that it
+    is of."""
     on_error: OnError | None = None
     """`item`: an image that fails has its error in its place. `fail`: it fails the request. The default is
     `fail` for a raw body, which is one image, and `item` for lists."""
@@ -117,6 +120,8 @@ class StreamParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    model: str | None = None
+    """One of those that `/info` lists; without it the one that the collection is of."""
     fingerprint: str | None = None
     """Of the model that made the embeddings; it may also stand in `X-Fingerprint`."""
 
@@ -154,6 +159,8 @@ class NewCollection(BaseModel):
 
     name: str
     """1 to 64 of a-z, A-Z, 0-9, `.`, `_`, `-`, beginning with a letter or a digit."""
+    model: str | None = None
+    """Whose embeddings it is for, one of those that `/info` lists; without it the first."""
 
 
 class ListParameters(BaseModel):
@@ -256,7 +263,7 @@ class CollectionAnswer(BaseModel):
     items: int
     metric: Literal["cosine"] = "cosine"
     searchable: bool
-    """Whether it holds embeddings of the model that is served."""
+    """Whether it holds embeddings of a model that is served."""
     aliases: list[str]
     """Other names that lead to it."""
     successor: Successor | None

@@ -20,7 +20,7 @@ from app.api.openapi import answer_of, body_of, example
 from app.api.refusals import InvalidParameter, NoImages
 from app.api.schemas import parse
 from app.api.similar_schemas import Example, SentVectors, SimilarAnswer, SimilarParameters
-from app.api.state import State, StateDep, collection_of_this_model, in_worker, timed, while_connected
+from app.api.state import State, StateDep, collection_and_model, in_worker, timed, while_connected
 from app.errors import FingerprintMismatch, InvalidQuery, InvalidVector, TooLarge, UnknownItem
 from app.inference.results import ImageEmbedding, ImageFailure
 from app.search.collection import Collection, Neighbour
@@ -36,6 +36,7 @@ from app.search.ranking import (
     ranked,
     ranked_each,
 )
+from app.served_models import ServedModel
 
 router = APIRouter(tags=["search"])
 
@@ -57,6 +58,7 @@ class _Question:
     upload: Upload
     parameters: SimilarParameters
     collection: Collection
+    model: ServedModel
     window: Window
     narrowing: Narrowing
     grouping: Grouping | None
@@ -104,8 +106,8 @@ async def similar(request: Request, state: StateDep) -> Response:
     of `neighbours`.
     """
     media_type = answers.negotiate(request, answers.JSON, answers.MSGPACK)
-    settings, model = state["settings"], state["engine"].model
-    max_values = settings.max_client_batch_size * (model.dimensions + 2) + _OTHER_VALUES
+    largest = max(model.info.dimensions for model in state["models"].all())
+    max_values = state["settings"].max_client_batch_size * (largest + 2) + _OTHER_VALUES
     with timed(state, "receive"):
         upload = await read_upload(request, state, max_values=max_values)
     said = request.headers.get("x-fingerprint")
@@ -126,7 +128,7 @@ def _question(state: State, upload: Upload, *, header_fingerprint: str | None) -
     parameters = parse(SimilarParameters, upload.parameters)
     _require_one_query(upload, parameters)
     _refuse_contradictions(parameters)
-    collection = collection_of_this_model(state, parameters.collection)
+    collection, model = collection_and_model(state, parameters.collection, model=parameters.model)
     _check_fingerprint(collection, parameters.fingerprint, header_fingerprint)
     window = Window(k=parameters.k, offset=parameters.offset)
     grouping = None
@@ -140,6 +142,7 @@ def _question(state: State, upload: Upload, *, header_fingerprint: str | None) -
         upload=upload,
         parameters=parameters,
         collection=collection,
+        model=model,
         window=window,
         narrowing=Narrowing(
             threshold=parameters.threshold,
@@ -235,7 +238,11 @@ async def _embed(state: State, question: _Question) -> list[ImageEmbedding | Ima
     parameters = question.parameters
     with timed(state, "embed"):
         results = await embed_images(
-            state, question.images, timeout_s=parameters.timeout, priority=parameters.priority
+            state,
+            question.model.engine,
+            question.images,
+            timeout_s=parameters.timeout,
+            priority=parameters.priority,
         )
     # An example that can't be seen would change what the others mean: then there is no answer.
     check_failures(results, "fail" if parameters.positive else on_error(parameters.on_error, question.upload))
@@ -258,7 +265,7 @@ def _answer(
             data = _found_by_queries(question, _queries(question, embedded))
     took_ms = (time.perf_counter() - began_s) * 1000
     content: dict[str, Any] = {
-        "model": model_answer(state["engine"].model),
+        "model": model_answer(question.model.info),
         "collection": {
             "name": collection.name,
             "fingerprint": collection.fingerprint,

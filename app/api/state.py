@@ -13,15 +13,14 @@ from fastapi import Depends, Header, Request
 
 from app.api.refusals import ClientLeft
 from app.errors import FingerprintMismatch
-from app.inference.engine import Engine
 from app.inference.lanes import Lane
 from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
 from app.search.embedded.snapshot_files import Snapshots
 from app.search.reading.jobs import ReadingJobs
+from app.served_models import ServedModel, ServedModels
 from app.settings import Settings
 from app.telemetry import Metrics
-from dino_core.bundle import Manifest
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,8 +40,7 @@ class State(TypedDict):
     """
 
     settings: Settings
-    engine: Engine
-    manifest: Manifest
+    models: ServedModels
     catalogue: Catalogue
     metrics: Metrics
     workers: ThreadPoolExecutor
@@ -51,6 +49,8 @@ class State(TypedDict):
     reindex_jobs: ReindexJobs
     reading: ReadingJobs
     departure: Departure
+    held: NotRequired[list[ServedModel]]
+    pinned: NotRequired[str]
     request_id: NotRequired[str]
     timings_ms: NotRequired[dict[str, float]]
     priority_said: NotRequired[Lane]
@@ -71,35 +71,72 @@ async def expect_fingerprint(
         str | None,
         Header(
             alias="X-Expect-Fingerprint",
-            description="Answer 409 unless this is the served model's fingerprint.",
+            description="Answer 409 unless this is the fingerprint of the model that answers.",
         ),
     ] = None,
 ) -> None:
-    """Refuses requests that pin another model.
+    """Refuses requests that pin a model that isn't served; `served_model` refuses those that choose another.
 
     Raises:
-        FingerprintMismatch: It isn't the one that is served.
+        FingerprintMismatch: It isn't one that is served.
     """
-    found = state["engine"].model.fingerprint
-    if expected is not None and expected != found:
-        raise FingerprintMismatch(
-            f"X-Expect-Fingerprint is {expected}, and this service runs {found}: "
-            "embeddings of the two don't compare",
-            expected=expected,
-            found=found,
-        )
+    if expected is None:
+        return
+    state["pinned"] = expected
+    models = state["models"]
+    if expected not in models.fingerprints:
+        _refuse_unless_pinned(expected, models.get())
 
 
-def collection_of_this_model(state: State, name: str) -> Collection:
-    """A collection that the served model's embeddings may meet.
+def served_model(state: State, name: str | None = None, *, fingerprint: str | None = None) -> ServedModel:
+    """The model that a request is answered with. It stays the request's own, whatever is loaded meanwhile.
+
+    Args:
+        state: Of the request.
+        name: That the request chose; None: the model of the fingerprint, and without one the default.
+        fingerprint: See `name`.
+
+    Raises:
+        UnknownModel: There is none of the name.
+        FingerprintMismatch: The request pins another one with X-Expect-Fingerprint.
+    """
+    models, held = state["models"], state.setdefault("held", [])
+    by_name = name is not None or fingerprint is None
+    for model in held:
+        if model.name == (name or models.default) if by_name else model.info.fingerprint == fingerprint:
+            return model
+    model = models.take(name, fingerprint=fingerprint)
+    held.append(model)
+    if (pinned := state.get("pinned")) is not None:
+        _refuse_unless_pinned(pinned, model)
+    return model
+
+
+def give_models_back(state: State) -> None:
+    """Lets go of what `served_model` gave, at the end of the request."""
+    for model in state.pop("held", []):
+        state["models"].give_back(model)
+
+
+def collection_and_model(
+    state: State, name: str, *, model: str | None = None
+) -> tuple[Collection, ServedModel]:
+    """A collection, and the model whose embeddings may meet it.
+
+    Args:
+        state: Of the request.
+        name: Of the collection.
+        model: That the request chose; None for the one that the collection is of.
 
     Raises:
         UnknownCollection: There is none of the name.
-        FingerprintMismatch: It is another model's.
+        UnknownModel: There is none of the name.
+        FingerprintMismatch: The collection is another model's.
     """
     collection = state["catalogue"].get(name)
-    refuse_other_model(collection, served=state["engine"].model.fingerprint)
-    return collection
+    served = served_model(state, model, fingerprint=collection.fingerprint)
+    refuse_other_model(collection, served=served.info.fingerprint)
+    return collection, served
 
 
 def refuse_other_model(collection: Collection, *, served: str) -> None:
@@ -190,6 +227,17 @@ def timed(state: State, part: str) -> Iterator[None]:
     finally:
         timings_ms = state.setdefault("timings_ms", {})
         timings_ms[part] = timings_ms.get(part, 0.0) + (time.perf_counter() - started_s) * 1000
+
+
+def _refuse_unless_pinned(pinned: str, model: ServedModel) -> None:
+    found = model.info.fingerprint
+    if pinned != found:
+        raise FingerprintMismatch(
+            f"X-Expect-Fingerprint is {pinned}, and the model {model.name!r} is {found}: "
+            "embeddings of the two don't compare",
+            expected=pinned,
+            found=found,
+        )
 
 
 async def _closed(request: Request) -> None:

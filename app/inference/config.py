@@ -10,6 +10,7 @@ class InferenceConfig:
     """Bounds of the engine; None is "by the machine".
 
     Attributes:
+        cores: That the engine may keep busy: all of the process's.
         max_batch: Images of a launch; 8 on a CPU, 64 on CUDA.
         decode_threads: Every core where the model has a device of its own; half of them where it shares them.
         compute_threads: Native threads of the model on a CPU.
@@ -25,6 +26,7 @@ class InferenceConfig:
         stall_s: A batch that is longer on the device than this means that the device hangs.
     """
 
+    cores: int | None = None
     max_batch: int | None = None
     decode_threads: int | None = None
     compute_threads: int | None = None

@@ -383,7 +383,7 @@ def _bulk_capacity(config: InferenceConfig) -> Cost:
 
 
 def _pipeline_config(config: InferenceConfig, embedder: Embedder) -> PipelineConfig:
-    cores = cpu_budget()
+    cores = config.cores or cpu_budget()
     # Pinned memory means a device of the model's own. Otherwise decoders and model share the cores, and half
     # of them keeps any model busy that costs more than decoding.
     decode_threads = cores if embedder.pinned else max(1, cores // 2)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import IndexAddSettings, Settings, SettingsInvalid, load
+from app.settings import IndexAddSettings, ModelSource, Settings, SettingsInvalid, load
 
 
 @pytest.fixture(autouse=True)
@@ -154,3 +154,30 @@ def test_the_token_of_the_search_server_is_read_from_its_file(tmp_path: Path) ->
 def test_a_space_of_the_search_server_is_letters_and_digits(space: str) -> None:
     with pytest.raises(SettingsInvalid, match="search_space"):
         load_run("--search-space", space)
+
+
+def test_several_models_are_named_by_flags_by_the_environment_or_by_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = (ModelSource(path=Path("models/a")), ModelSource(name="mine", path=Path("models/b")))
+    assert load_run().model == (ModelSource(path=Path("models/default")),)
+    assert load_run("--model", "models/a", "--model", "mine=models/b").model == two
+    file = tmp_path / "settings.toml"
+    file.write_text('model = ["models/a", "mine=models/b"]\n')
+    assert load_run("--config", str(file)).model == two
+    # The commands of one model take the first.
+    add = load(IndexAddSettings, ["photos", "--config", str(file)], prog="dino-serve index add")
+    assert add.model == Path("models/a")
+    monkeypatch.setenv("DINO_SERVE_MODEL", "models/a,mine=models/b")
+    assert load_run().model == two
+
+
+@pytest.mark.parametrize("text", ["/somewhere/name=value", ".hidden=models/b"])
+def test_a_path_may_have_an_equals_sign(text: str) -> None:
+    assert load_run("--model", text).model == (ModelSource(path=Path(text)),)
+
+
+def test_bundles_to_load_later_lie_beside_the_first_model_and_never_anywhere() -> None:
+    assert load_run("--model", "/srv/models/a").models_root == Path("/srv/models")
+    assert load_run("--models-dir", "/srv/bundles").models_root == Path("/srv/bundles")
+    assert load_run("--model", "/bundle").models_root is None

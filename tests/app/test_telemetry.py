@@ -28,7 +28,7 @@ def test_the_engines_state_is_asked_for_at_each_scrape() -> None:
     metrics = Metrics()
     engine = Engine(ColourEmbedder(), InferenceConfig())
     state = engine.gauges()
-    metrics.serves("colours", "sha256:0", lambda: state)
+    metrics.serves(lambda: [engine.model], lambda: state)
     assert all(f"dino_serve_{name} " in metrics.exposition().decode() for name in state)
     state["queue_depth"] = 7
     assert "dino_serve_queue_depth 7.0" in metrics.exposition().decode()
@@ -36,7 +36,8 @@ def test_the_engines_state_is_asked_for_at_each_scrape() -> None:
 
 def test_every_gauge_of_the_engine_is_explained() -> None:
     metrics = Metrics()
-    metrics.serves("colours", "sha256:0", Engine(ColourEmbedder(), InferenceConfig()).gauges)
+    engine = Engine(ColourEmbedder(), InferenceConfig())
+    metrics.serves(lambda: [engine.model], engine.gauges)
     helps = [line for line in metrics.exposition().decode().splitlines() if line.startswith("# HELP")]
     assert all(len(line.split(" ", 3)[3].split()) > 1 for line in helps)
 

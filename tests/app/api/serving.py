@@ -21,9 +21,10 @@ from app.inference.engine import Engine
 from app.main import create_app
 from app.search.collection import Catalogue
 from app.search.embedded.library import Collections
+from app.served_models import ServedModel, ServedModels, serve_bundle
 from app.settings import Settings
 from app.telemetry import Metrics
-from dino_core.bundle import Bundle
+from dino_core.bundle import Bundle, load_bundle
 
 START_TIMEOUT_S = 60
 
@@ -35,7 +36,7 @@ class Api:
     Attributes:
         http: A client whose addresses begin with "/".
         url: Where it is.
-        engine: Its engine.
+        engine: Of its first model.
         catalogue: Its collections.
         bundle: Its model.
     """
@@ -52,6 +53,7 @@ def serving(
     bundle: Bundle,
     data_dir: Path,
     *,
+    beside: Sequence[Bundle] = (),
     embedder: Embedder | None = None,
     catalogue: Catalogue | None = None,
     **settings: Any,  # noqa: ANN401
@@ -61,17 +63,26 @@ def serving(
     Args:
         bundle: Loaded.
         data_dir: For collections.
+        beside: Further models.
         embedder: In place of the bundle's model.
         catalogue: In place of the collections in `data_dir`.
         settings: Other than the defaults.
     """
     chosen = Settings(data_dir=data_dir, port=0, **settings)
     metrics = Metrics()
-    engine = Engine(embedder or bundle, chosen.inference(), observer=metrics)
+
+    def load(name: str | None, path: Path) -> ServedModel:
+        return serve_bundle(load_bundle(path), chosen.inference(), name=name, observer=metrics)
+
+    served = [serve_bundle(one, chosen.inference(), observer=metrics) for one in (bundle, *beside)]
+    if embedder is not None:
+        served[0].name = embedder.model.id
+        served[0].engine = Engine(embedder, chosen.inference(), observer=metrics)
+    models = ServedModels(served, load=load, root=bundle.path.parent, patience_s=chosen.drain_seconds)
     with contextlib.ExitStack() as stack:
         if catalogue is None:
             catalogue = stack.enter_context(Collections.open(data_dir))
-        app = create_app(chosen, engine, catalogue, manifest=bundle.manifest, metrics=metrics)
+        app = create_app(chosen, models, catalogue, metrics=metrics)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         server = uvicorn.Server(server_config(app, chosen))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -84,7 +95,7 @@ def serving(
                 assert time.monotonic() < deadline_s, "the service takes too long to start"
                 time.sleep(0.01)
             http = stack.enter_context(httpx.Client(base_url=url, timeout=60))
-            yield Api(http, url, engine, catalogue, bundle)
+            yield Api(http, url, served[0].engine, catalogue, bundle)
         finally:
             server.should_exit = True
             thread.join()

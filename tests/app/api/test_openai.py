@@ -100,7 +100,7 @@ def test_a_conversation_and_infinitys_modality_are_taken(client: openai.OpenAI, 
 def test_the_package_lists_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "dinoserve"
-    with pytest.raises(openai.NotFoundError, match="use 'tiny'") as caught:
+    with pytest.raises(openai.NotFoundError, match="has 'tiny'") as caught:
         client.models.retrieve("gpt")
     assert caught.value.code == "model_not_found"
 
@@ -148,7 +148,7 @@ def test_the_models_own_dimensions_may_be_asked_for(client: openai.OpenAI) -> No
 
 
 def test_other_errors_have_the_packages_types(client: openai.OpenAI, service: Service) -> None:
-    with pytest.raises(openai.NotFoundError, match="use 'tiny'"):
+    with pytest.raises(openai.NotFoundError, match="has 'tiny'"):
         client.embeddings.create(model="text-embedding-3-small", input=data_uri(photo(1)))
     with pytest.raises(openai.APIStatusError) as too_many:
         client.embeddings.create(model="tiny", input=[data_uri(photo(1))] * 9)
