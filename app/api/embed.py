@@ -17,7 +17,7 @@ from app.api.openapi import answer_of, body_of, example
 from app.api.refusals import ImageRefused, InvalidParameter
 from app.api.schemas import EmbedAnswer, EmbedParameters, OnError, base64_of, parse
 from app.api.state import State, StateDep, served_model, timed, while_connected
-from app.api.urgency import urgency
+from app.api.urgency import expect_room, urgency
 from app.inference.engine import Engine
 from app.inference.lanes import Lane
 from app.inference.results import ImageEmbedding, ImageFailure, ModelInfo
@@ -42,6 +42,7 @@ async def embed(request: Request, state: StateDep) -> Response:
     its own error; with `Accept: application/x-npy` failed rows are NaN and `X-Failed-Items` counts them.
     """
     media_type = answers.negotiate(request, answers.JSON, answers.NPY, answers.MSGPACK)
+    expect_room(request, state)
     with timed(state, "receive"):
         upload = await read_upload(request, state, arrays=True)
     parameters = parse(EmbedParameters, upload.parameters)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Header
+from fastapi import Header, Request
 
 from app.api.state import State, StateDep
 from app.inference.lanes import Lane
@@ -63,3 +63,30 @@ def urgency(state: State, *, priority: Lane | None = None, timeout_s: float | No
         lane=priority or state.get("priority_said") or "interactive",
         deadline_s=min([*(said or [settings.request_timeout_s]), settings.max_request_timeout_s]),
     )
+
+
+def expect_room(request: Request, state: State) -> None:
+    """Refuses a request that needs the engine before its body is read, if it would be refused after.
+
+    So that refusing costs little where more comes than can be served: no body is kept or parsed for nothing.
+
+    Raises:
+        Overloaded: There is no room for even one image, or it could not be answered in time.
+        NotReady: See `Engine.embed`.
+    """
+    query = request.query_params
+    priority: Lane | None = "bulk" if query.get("priority") == "bulk" else None
+    urgent = urgency(state, priority=priority, timeout_s=_seconds(query.get("timeout")))
+    # Where neither query nor headers say, a form or a JSON body may allow more time than the default.
+    is_said = "timeout" in query or "timeout_said_s" in state
+    longest_s = urgent.deadline_s if is_said else state["settings"].max_request_timeout_s
+    state["engine"].expect_room(lane=urgent.lane, deadline_s=longest_s)
+
+
+def _seconds(text: str | None) -> float | None:
+    """A time that a query says, if it says one; what is no number is refused with the other parameters."""
+    try:
+        seconds = float(text) if text is not None else None
+    except ValueError:
+        return None
+    return seconds if seconds is not None and seconds > 0 else None

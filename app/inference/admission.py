@@ -72,15 +72,19 @@ class Admission:
             TooLarge: The request is above a budget even of an idle service.
             Overloaded: It isn't, but there is no room now.
         """
+        self.check(cost, lane=lane, deadline_s=deadline_s)
+        if self.held.images == 0:
+            self._rate.begin(self._clock())
+        self._held_by[lane] += cost
+
+    def check(self, cost: Cost, *, lane: Lane, deadline_s: float | None) -> None:
+        """Refuses what `admit` would refuse, and takes nothing."""
         held = self.held
         if lane == "bulk":
             self._refuse_if_no_room(cost, lane, self._held_by[lane], self._bulk_capacity, "bulk requests")
         self._refuse_if_no_room(cost, lane, held, self._capacity, "the service")
         if deadline_s is not None:
             self._refuse_if_too_late(cost.images, lane, deadline_s)
-        if held.images == 0:
-            self._rate.begin(self._clock())
-        self._held_by[lane] += cost
 
     def release(self, cost: Cost, *, lane: Lane = "interactive", served: bool) -> None:
         """Gives the cost back.

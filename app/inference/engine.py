@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -160,6 +160,20 @@ class Engine:
             "ready": float(self.ready),
         }
 
+    def expect_room(self, *, lane: Lane = "interactive", deadline_s: float | None = None) -> None:
+        """Refuses a caller who has not sent the images yet, if not even one image would be taken now.
+
+        Args:
+            lane: As for `embed`.
+            deadline_s: The longest that it may be; None for none.
+
+        Raises:
+            Overloaded: As `embed`, and so NotReady.
+        """
+        self._refuse_unless_ready()
+        with self._counting_refusals():
+            self._admission.check(Cost(1), lane=lane, deadline_s=deadline_s)
+
     async def embed(
         self, images: Sequence[bytes], *, lane: Lane = "interactive", deadline_s: float | None = None
     ) -> list[ImageEmbedding | ImageFailure]:
@@ -272,9 +286,13 @@ class Engine:
         )
 
     def _admit(self, costs: Iterable[Cost], lane: Lane, deadline_s: float | None) -> None:
-        total = sum(costs, Cost())
+        with self._counting_refusals():
+            self._admission.admit(sum(costs, Cost()), lane=lane, deadline_s=deadline_s)
+
+    @contextlib.contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
         try:
-            self._admission.admit(total, lane=lane, deadline_s=deadline_s)
+            yield
         except Overloaded as error:
             self._observer.count("rejected_total", label=error.reason)
             raise

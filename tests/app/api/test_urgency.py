@@ -1,10 +1,12 @@
 import base64
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 
@@ -95,3 +97,33 @@ def test_a_header_that_says_nonsense_is_refused_by_its_name(api: Api, header: st
     answer = api.http.post("/embed", files=multipart([photo(1)]), headers={header: value})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter")
     assert header.lower() in answer.json()["detail"].lower()
+
+
+def test_a_request_that_finds_no_room_is_refused_before_its_body_is_here(start: StartApi) -> None:
+    embedder = ColourEmbedder()
+    api = start(embedder=embedder, max_concurrent_images=1, max_client_batch_size=1)
+    host, port = api.url.removeprefix("http://").split(":")
+    with asked(api, embedder, "/embed", files=multipart([photo(1)])):
+        with socket.create_connection((host, int(port)), timeout=20) as caller:
+            caller.sendall(
+                b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+                b"Content-Length: 5000000\r\n\r\nthe first bytes"
+            )
+            answer = caller.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"retry-after: " in answer.lower()
+        # A connection goes on after a refusal, though a body came that nobody read.
+        with httpx.Client(base_url=api.url) as http:
+            for _ in range(3):
+                refused = http.post("/embed", content=bytes(1_000_000), headers={"Content-Type": "image/png"})
+                assert refused.status_code == 429
+            assert http.get("/health/ready").status_code == 200
+    assert api.http.post("/embed", files=multipart([photo(2)])).status_code == 200
+
+
+def test_searching_by_what_needs_no_engine_goes_on_when_it_is_full(start: StartApi) -> None:
+    embedder = ColourEmbedder()
+    api = start(embedder=embedder, max_concurrent_images=1, max_client_batch_size=1)
+    with asked(api, embedder, "/embed", files=multipart([photo(1)])):
+        answer = api.http.post("/similar", json={"id": "nobody"})
+        assert answer.json()["code"] == "unknown_item"
