@@ -73,14 +73,17 @@ def expect_room(request: Request, state: State) -> None:
     Raises:
         Overloaded: There is no room for even one image, or it could not be answered in time.
         NotReady: See `Engine.embed`.
+        UnknownModel: The query names a model that isn't served.
     """
-    query = request.query_params
+    query, models = request.query_params, state["models"]
+    if "model" not in query and len(models.all()) > 1:
+        return  # the body may name it
     priority: Lane | None = "bulk" if query.get("priority") == "bulk" else None
     urgent = urgency(state, priority=priority, timeout_s=_seconds(query.get("timeout")))
     # Where neither query nor headers say, a form or a JSON body may allow more time than the default.
     is_said = "timeout" in query or "timeout_said_s" in state
     longest_s = urgent.deadline_s if is_said else state["settings"].max_request_timeout_s
-    state["engine"].expect_room(lane=urgent.lane, deadline_s=longest_s)
+    models.get(query.get("model")).engine.expect_room(lane=urgent.lane, deadline_s=longest_s)
 
 
 def _seconds(text: str | None) -> float | None:
