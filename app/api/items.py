@@ -15,7 +15,7 @@ from app.api import answers
 from app.api.body import read_upload
 from app.api.embed import check_failures, failure_answer, model_answer
 from app.api.guard import is_line_stream
-from app.api.item_stream import ItemStream
+from app.api.item_stream import item_stream
 from app.api.joining import checked_additions, joining_of
 from app.api.many_items import item_answer
 from app.api.openapi import answer_of, body_of, example
@@ -73,7 +73,7 @@ async def add_items(request: Request, name: str, state: StateDep) -> Response:
     joining = await in_worker(state, joining_of, state, name, request)
     if is_line_stream(request.scope):
         parse(StreamParameters, dict(request.query_params))
-        return ItemStream(state, joining)
+        return item_stream(state, joining)
     with timed(state, "receive"):
         upload = await read_upload(request, state, lists=("ids", "metadata", "sources"))
     # Off the event loop: a hundred megabytes of base64 may be in it.
