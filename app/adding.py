@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 
 from app.errors import Overloaded, TooLarge
 from app.inference.engine import Engine
+from app.inference.features import Reading
 from app.inference.results import ImageEmbedding, ImageFailure
 from app.search.collection import Collection, Item, Json, Vector
 from app.thumbnails import make_thumbnail
@@ -91,7 +92,11 @@ async def make_items(
 
 
 async def embed_patiently(
-    engine: Engine, images: list[bytes], *, deadline_s: float = LONGEST_DEADLINE_S
+    engine: Engine,
+    images: list[bytes],
+    *,
+    reading: Reading | None = None,
+    deadline_s: float = LONGEST_DEADLINE_S,
 ) -> list[ImageEmbedding | ImageFailure]:
     """Embeds files for a caller who waits: later where the engine is busy, by halves where they are too many.
 
@@ -100,6 +105,7 @@ async def embed_patiently(
     Args:
         engine: Started.
         images: Whole files.
+        reading: As for `Engine.embed`.
         deadline_s: For one answer of the engine.
 
     Raises:
@@ -108,15 +114,16 @@ async def embed_patiently(
     """
     while True:
         try:
-            return await engine.embed(images, lane="bulk", deadline_s=deadline_s)
+            return await engine.embed(images, reading=reading, lane="bulk", deadline_s=deadline_s)
         except Overloaded as busy:
             await asyncio.sleep(busy.retry_after_s)
         except TooLarge as error:
             if len(images) == 1:
                 return [ImageFailure(error.code, error.title, limit=error.limit, actual=error.actual)]
             half = len(images) // 2
-            first = await embed_patiently(engine, images[:half], deadline_s=deadline_s)
-            return first + await embed_patiently(engine, images[half:], deadline_s=deadline_s)
+            first = await embed_patiently(engine, images[:half], reading=reading, deadline_s=deadline_s)
+            second = await embed_patiently(engine, images[half:], reading=reading, deadline_s=deadline_s)
+            return first + second
 
 
 def _without_embedding(

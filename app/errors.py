@@ -3,6 +3,7 @@
     ServiceError
     ├── TooLarge             one request asks for more than any request may
     ├── InvalidPixels        an array of pixels is not of the model's shape
+    ├── OutputUnavailable    the model has no such thing: attention, patches, or a pooling
     ├── Overloaded           no room now; come back after `retry_after_s`
     ├── NotReady             starting, draining, or the device is gone
     ├── DeadlineExceeded     the caller's time ran out before the answer was there
@@ -70,6 +71,12 @@ class InvalidPixels(ServiceError):
     """An array of pixels is not uint8 of the model's shape."""
 
     code = "invalid_pixels"
+
+
+class OutputUnavailable(ServiceError):
+    """The model has no such thing to give: no attention, no patches, no class token to pool by."""
+
+    code = "output_unavailable"
 
 
 class Overloaded(ServiceError):

@@ -14,8 +14,10 @@ from starlette.middleware import Middleware
 
 from app.api import (
     aliases,
+    attention,
     collections,
     embed,
+    embed_stream,
     health,
     info,
     items,
@@ -60,6 +62,8 @@ _RESOURCES = (
     reading,
     info,
     openai,
+    embed_stream,
+    attention,
 )
 
 logger = logging.getLogger(__name__)

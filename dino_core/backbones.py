@@ -183,6 +183,26 @@ class Backbone(nn.Module):
             )
         return weights
 
+    def attention_maps(self, images_BCHW: Tensor) -> Tensor:
+        """Gives how much each patch is looked at in the last block: by the class token, in each head.
+
+        Where no token stands before the patches, by all patches on average.
+
+        Args:
+            images_BCHW: Normalised.
+
+        Returns:
+            [B, heads, rows, columns]; what prefix tokens are looked at is left out of the sum of 1.
+
+        Raises:
+            BackboneError: The network has no attention over all its tokens.
+        """
+        weights_BQTT = self.attention(images_BCHW)
+        prefix = self._prefix_tokens
+        grid_hw = self._grid_hw(images_BCHW, weights_BQTT.shape[-1] - prefix)
+        looked_BQT = weights_BQTT[:, :, 0] if prefix else weights_BQTT.mean(dim=2)
+        return looked_BQT[..., prefix:].reshape(*looked_BQT.shape[:2], *grid_hw)
+
     @property
     def _timm(self) -> TimmNetwork:
         return cast("TimmNetwork", self.network)

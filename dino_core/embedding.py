@@ -90,6 +90,10 @@ class EmbeddingModel(nn.Module):
         """Gives the last block's attention [B, heads, tokens, tokens] for a batch of uint8 pixels."""
         return self.backbone.attention(self._images(pixels_BCHW))
 
+    def attention_maps(self, pixels_BCHW: Tensor) -> Tensor:
+        """Gives how much each patch is looked at [B, heads, rows, columns]; see `Backbone.attention_maps`."""
+        return self.backbone.attention_maps(self._images(pixels_BCHW))
+
     def _images(self, pixels_BCHW: Tensor) -> Tensor:
         if pixels_BCHW.dtype != torch.uint8:
             raise TypeError(f"pixels are {pixels_BCHW.dtype}, expected torch.uint8 from 0 to 255")

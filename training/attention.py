@@ -30,11 +30,7 @@ def attention_pictures(model: EmbeddingModel, images: Sequence[Path], out: Path)
             pixels_CHW = load_pixels(image.read_bytes(), model.preprocessing)
         except (ImageError, OSError) as error:
             raise DataError(f"{image} cannot be read: {error}") from error
-        pixels_BCHW = pixels_CHW[None].to(device)
-        height, width = model.features(pixels_BCHW).grid_hw
-        attention_ATT = model.attention(pixels_BCHW)[0]
-        # The first token asks (the class token, in networks that have one); the last ones are the patches.
-        maps_AYX = attention_ATT[:, 0, -height * width :].reshape(-1, height, width)
+        maps_AYX = model.attention_maps(pixels_CHW[None].to(device))[0]
         path = out / f"{image.stem}.attention.png"
         path.write_bytes(attention_picture(pixels_CHW, maps_AYX))
         yield path

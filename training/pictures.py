@@ -18,9 +18,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from dino_core.heatmap import heat_over
 
 _PAPER = (255, 255, 255)
 _INK = (31, 35, 40)
@@ -391,9 +392,4 @@ def _picture(pixels_CHW: Tensor) -> Image.Image:
 
 def _heat(picture: Image.Image, map_YX: Tensor) -> Image.Image:
     """The picture in grey under the map, dark where nothing is attended to."""
-    low, high = float(map_YX.min()), float(map_YX.max())
-    scaled = ((map_YX - low) / max(high - low, 1e-12)).numpy()
-    smooth = Image.fromarray(scaled).resize(picture.size, Image.Resampling.BICUBIC)
-    heat: NDArray[np.float64] = np.asarray(mpl.colormaps["inferno"](np.asarray(smooth).clip(0, 1)))[..., :3]
-    luma = np.asarray(picture.convert("L"), dtype=np.float64)[..., None] / 255
-    return Image.fromarray(((0.3 * luma + 0.7 * heat).clip(0, 1) * 255).astype(np.uint8))
+    return Image.fromarray(heat_over(np.asarray(picture), map_YX.detach().float().cpu().numpy()))

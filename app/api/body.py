@@ -58,6 +58,11 @@ class Upload:
     in_body: bool = False
     single: bool = False
 
+    @property
+    def count(self) -> int:
+        """How many images."""
+        return len(self.images) if self.pixels is None else len(self.pixels)
+
 
 async def read_upload(
     request: Request,
@@ -107,6 +112,17 @@ async def read_upload(
             raise UnsupportedMediaType(_what_is_taken(kind, arrays=arrays))
     _add_texts(upload, texts, lists=frozenset() if upload.in_body else frozenset(lists))
     return upload
+
+
+def query_texts(request: Request) -> dict[str, Any]:
+    """The parameters of a query, each once.
+
+    Raises:
+        InvalidParameter: One is given twice.
+    """
+    upload = Upload()
+    _add_texts(upload, list(request.query_params.multi_items()), lists=frozenset())
+    return upload.parameters
 
 
 async def read_json(request: Request, state: State) -> dict[str, Any]:

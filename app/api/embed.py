@@ -1,9 +1,11 @@
 """`POST /embed`: images to embeddings, each image failing or succeeding for itself.
 
-Dimension key: B images · D embedding
+Dimension key: B images
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,19 +15,36 @@ from starlette.responses import Response
 
 from app.api import answers
 from app.api.body import SentImage, Upload, read_upload, require_images
+from app.api.embedded import image_answer, reading_of, row_of, value_bytes
 from app.api.openapi import answer_of, body_of, example
-from app.api.refusals import ImageRefused, InvalidParameter
-from app.api.schemas import EmbedAnswer, EmbedParameters, OnError, base64_of, parse
-from app.api.state import State, StateDep, served_model, timed, while_connected
+from app.api.refusals import ImageRefused
+from app.api.schemas import EmbedAnswer, EmbedParameters, OnError, parse
+from app.api.state import State, StateDep, in_worker, served_model, timed, while_connected
 from app.api.urgency import expect_room, urgency
 from app.inference.engine import Engine
+from app.inference.features import Reading
 from app.inference.lanes import Lane
 from app.inference.results import ImageEmbedding, ImageFailure, ModelInfo
 from app.served_models import ServedModel
 
 router = APIRouter(tags=["embeddings"])
 
-_UNIT_LENGTH_FLOOR = 1e-12  # below it a row is zero, and stays so
+
+@dataclass(frozen=True)
+class _Wish:
+    """What a request asks for, checked.
+
+    Attributes:
+        shape: Of one image's values.
+        media_type: Of the answer.
+    """
+
+    parameters: EmbedParameters
+    model: ServedModel
+    reading: Reading | None
+    shape: tuple[int, ...]
+    media_type: str
+    on_error: OnError
 
 
 @router.post(
@@ -47,28 +66,16 @@ async def embed(request: Request, state: StateDep) -> Response:
         upload = await read_upload(request, state, arrays=True)
     parameters = parse(EmbedParameters, upload.parameters)
     model = served_model(state, parameters.model)
-    _refuse_raw_lengths(parameters, model)
+    reading = reading_of(parameters, model.manifest)
     require_images(upload)
+    shape = model.engine.shape_of(reading)
+    answers.refuse_large(upload.count * math.prod(shape), value_bytes=value_bytes(parameters, media_type))
     with timed(state, "embed"):
-        results = await while_connected(request, _embed_upload(state, model, upload, parameters))
-    check_failures(results, on_error(parameters.on_error, upload))
-    rows = [_number_type(result, parameters) for result in results]
-    failed = sum(isinstance(result, ImageFailure) for result in results)
-    if media_type == answers.NPY:
-        dimensions = model.info.dimensions
-        missing = np.full(dimensions, np.nan, parameters.dtype)
-        return answers.npy(np.stack([missing if row is None else row for row in rows]), failed=failed)
-    as_text = parameters.encoding == "base64" and media_type == answers.JSON
-    content = {
-        "model": model_answer(model.info),
-        "dtype": parameters.dtype,
-        "data": [
-            _item(index, result, row, as_text=as_text)
-            for index, (result, row) in enumerate(zip(results, rows, strict=True))
-        ],
-        "usage": {"images": len(results), "failed": failed},
-    }
-    return answers.structured(content, media_type)
+        results = await while_connected(request, _embed_upload(state, model, upload, reading, parameters))
+    wish = _Wish(parameters, model, reading, shape, media_type, on_error(parameters.on_error, upload))
+    if reading is None:
+        return _answer(results, wish)
+    return await in_worker(state, _answer, results, wish)  # it may be large
 
 
 async def embed_images(
@@ -76,6 +83,7 @@ async def embed_images(
     engine: Engine,
     images: Sequence[SentImage],
     *,
+    reading: Reading | None = None,
     timeout_s: float | None = None,
     priority: Lane | None = None,
 ) -> list[ImageEmbedding | ImageFailure]:
@@ -85,6 +93,7 @@ async def embed_images(
         state: Of the request, with what its headers say of its urgency.
         engine: Of the request's model.
         images: In order.
+        reading: As for `Engine.embed`.
         timeout_s: As its parameters say.
         priority: Likewise.
 
@@ -95,6 +104,7 @@ async def embed_images(
     embedded = iter(
         await engine.embed(
             [image for image in images if isinstance(image, bytes)],
+            reading=reading,
             lane=urgent.lane,
             deadline_s=urgent.deadline_s,
         )
@@ -120,8 +130,13 @@ def check_failures(results: Sequence[object], choice: OnError) -> None:
 
 def failure_answer(index: int, failure: ImageFailure) -> dict[str, Any]:
     """One image's error, as it stands in its place."""
+    return {"index": index, "error": image_error(failure)}
+
+
+def image_error(failure: ImageFailure) -> dict[str, Any]:
+    """Why an image has no result, as answers say it."""
     error = {"code": failure.code, "title": failure.title, "limit": failure.limit, "actual": failure.actual}
-    return {"index": index, "error": {name: value for name, value in error.items() if value is not None}}
+    return {name: value for name, value in error.items() if value is not None}
 
 
 def model_answer(model: ModelInfo) -> dict[str, Any]:
@@ -130,15 +145,22 @@ def model_answer(model: ModelInfo) -> dict[str, Any]:
 
 
 async def _embed_upload(
-    state: State, model: ServedModel, upload: Upload, parameters: EmbedParameters
+    state: State, model: ServedModel, upload: Upload, reading: Reading | None, parameters: EmbedParameters
 ) -> list[ImageEmbedding | ImageFailure]:
     if upload.pixels is None:
         return await embed_images(
-            state, model.engine, upload.images, timeout_s=parameters.timeout, priority=parameters.priority
+            state,
+            model.engine,
+            upload.images,
+            reading=reading,
+            timeout_s=parameters.timeout,
+            priority=parameters.priority,
         )
     urgent = urgency(state, priority=parameters.priority, timeout_s=parameters.timeout)
-    rows_BD = await model.engine.embed_pixels(upload.pixels, lane=urgent.lane, deadline_s=urgent.deadline_s)
-    return [_pixels_result(row, model.engine.input_px) for row in rows_BD]
+    rows = await model.engine.embed_pixels(
+        upload.pixels, reading=reading, lane=urgent.lane, deadline_s=urgent.deadline_s
+    )
+    return [_pixels_result(row, model.engine.input_px) for row in rows]
 
 
 def _pixels_result(row: NDArray[np.float32], size_px: int) -> ImageEmbedding | ImageFailure:
@@ -147,41 +169,39 @@ def _pixels_result(row: NDArray[np.float32], size_px: int) -> ImageEmbedding | I
     return ImageEmbedding(row, size_px, size_px, "NPY", sha256="")
 
 
-def _refuse_raw_lengths(parameters: EmbedParameters, model: ServedModel) -> None:
-    if not parameters.normalize and model.manifest.normalise:
-        raise InvalidParameter(
-            "normalize=false can't be had: this model's bundle says that its embeddings have length 1",
-            parameter="normalize",
-        )
-
-
-def _number_type(
-    result: ImageEmbedding | ImageFailure, parameters: EmbedParameters
-) -> NDArray[np.floating] | None:
-    """The embedding as the caller wants its numbers; None for a failure."""
-    if isinstance(result, ImageFailure):
-        return None
-    row = result.embedding
-    if parameters.normalize:
-        row = row / max(float(np.linalg.norm(row)), _UNIT_LENGTH_FLOOR)
-    return np.ascontiguousarray(row, dtype=parameters.dtype)
-
-
-def _item(
-    index: int,
-    result: ImageEmbedding | ImageFailure,
-    row: NDArray[np.floating] | None,
-    *,
-    as_text: bool,
-) -> dict[str, Any]:
-    if isinstance(result, ImageFailure) or row is None:
-        assert isinstance(result, ImageFailure), "an image without a row did not fail: this is a bug"
-        return failure_answer(index, result)
-    item = {
-        "index": index,
-        "embedding": base64_of(row) if as_text else row,
-        "width": result.width,
-        "height": result.height,
-        "format": result.format,
+def _answer(results: list[ImageEmbedding | ImageFailure], wish: _Wish) -> Response:
+    rows = [row_of(result, wish.parameters) for result in results]
+    check_failures(rows, wish.on_error)
+    failed = sum(isinstance(row, ImageFailure) for row in rows)
+    if wish.media_type == answers.NPY:
+        missing = np.full(wish.shape, np.nan, wish.parameters.dtype)
+        stacked = np.stack([missing if isinstance(row, ImageFailure) else row for row in rows])
+        return answers.npy(stacked, failed=failed)
+    as_text = wish.parameters.encoding == "base64" and wish.media_type == answers.JSON
+    content = _about(wish) | {
+        "usage": {"images": len(results), "failed": failed},
+        "data": [
+            failure_answer(index, row)
+            if isinstance(row, ImageFailure)
+            else {"index": index} | image_answer(result, row, as_text=as_text)
+            for index, (result, row) in enumerate(zip(results, rows, strict=True))
+        ],
     }
-    return item | ({"sha256": result.sha256} if result.sha256 else {})
+    return answers.structured_piecewise(content, wish.media_type)
+
+
+def _about(wish: _Wish) -> dict[str, Any]:
+    """What an answer says beside its images."""
+    about: dict[str, Any] = {"model": model_answer(wish.model.info), "dtype": wish.parameters.dtype}
+    reading, features = wish.reading, wish.model.engine.features
+    if features is None or reading is None or reading == "attention":
+        return about | {"pool": wish.model.manifest.pooling}
+    if reading == "patches":
+        height, width = features.grid_hw or (0, 0)
+        return about | {"grid": {"height": height, "width": width}}
+    # Another pooling is another embedding, and must not get into a collection under the name of this one.
+    about["model"] |= {
+        "fingerprint": features.fingerprint(reading, normalise=wish.parameters.normalize),
+        "dimensions": wish.shape[0],
+    }
+    return about | {"pool": reading}

@@ -23,7 +23,7 @@ _OPEN_TO_ALL: Final = ("/", "/docs", "/openapi.json", "/health", "/health/live",
 _OPEN_FOLDER: Final = "/page/"
 _IMPORT: Final = re.compile("/collections/[^/]+/import")
 LINES_MEDIA_TYPE: Final = "application/x-ndjson"
-_STREAM_PATH: Final = re.compile(r"/collections/[^/]+/items")
+_STREAM_PATH: Final = re.compile(r"/collections/[^/]+/items|/embed/stream")
 _KEY_MIN_CHARACTERS: Final = 16
 
 
@@ -117,7 +117,7 @@ class Guard:
 def is_line_stream(scope: Scope) -> bool:
     """Whether a request's body is a stream of lines, which may be as long as it likes.
 
-    Only one route takes such bodies, and it bounds each line, what it holds of them, and the time between two
+    Two routes take such bodies, and they bound each line, what they hold of them, and the time between two
     pieces. The guard's other checks, keys among them, come before any of it.
     """
     media_type, _, _ = Headers(scope=scope).get("content-type", "").partition(";")

@@ -116,11 +116,17 @@ class LineStream(Response, Generic[Made]):
             await asyncio.gather(*under_way, *([reading] if reading else ()), return_exceptions=True)
 
 
-def line_bounds(settings: Settings) -> LineBounds:
-    """Bounds of a stream: a line may hold the largest image, in base64."""
+def line_bounds(settings: Settings, *, result_bytes: int = 0) -> LineBounds:
+    """Bounds of a stream: a line may hold the largest image, in base64.
+
+    Args:
+        settings: Of the service.
+        result_bytes: Of a line of the answer, where it may be large: batches then have fewer lines.
+    """
+    most_lines = min(_BATCH_LINES, settings.max_client_batch_size)
     return LineBounds(
         line_bytes=settings.max_image_bytes * 4 // 3 + _WORDS_BYTES,
-        batch_lines=min(_BATCH_LINES, settings.max_client_batch_size),
+        batch_lines=max(1, min(most_lines, _BATCH_BYTES // max(1, result_bytes))),
         batch_bytes=_BATCH_BYTES,
         idle_s=settings.upload_timeout_s,
     )

@@ -55,7 +55,7 @@ async def create_embeddings(request: Request, state: StateDep) -> Response:
     if not images:
         raise NoImages("`input` is an empty list: send one image or more")
     with timed(state, "embed"):
-        results = await while_connected(request, embed_images(state, model.engine, images, timeout_s=None))
+        results = await while_connected(request, embed_images(state, model.engine, images))
     _refuse_texts(values, results)
     check_failures(results, "fail")
     content = {

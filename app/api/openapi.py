@@ -5,6 +5,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from app.api.guard import LINES_MEDIA_TYPE
 from app.api.openai_schemas import OpenAIErrorAnswer
 from app.api.problems import IMAGE_PROBLEMS, MEDIA_TYPE, PROBLEMS
 from app.api.refusals import ImageRefused
@@ -62,15 +63,30 @@ def body_of(
         "image/*": {"schema": _BINARY},
     }
     if line:
-        content["application/x-ndjson"] = {"schema": _inlined(line.model_json_schema())}
+        content[LINES_MEDIA_TYPE] = {"schema": _inlined(line.model_json_schema())}
     if arrays:
         content["application/x-npy"] = {"schema": _BINARY}
     return {
         "requestBody": {"required": True, "content": content},
-        "parameters": [
-            {"name": name, "in": "query", "required": False, "schema": member}
-            for name, member in members.items()
-        ],
+        "parameters": _in_query(members),
+    }
+
+
+def lines_of(model: type[BaseModel]) -> dict[str, Any]:
+    """A response's description: NDJSON, whose lines are of a model."""
+    return {
+        "description": "A line for each line",
+        "content": {LINES_MEDIA_TYPE: {"schema": _inlined(model.model_json_schema())}},
+    }
+
+
+def lines_body_of(line: type[BaseModel], parameters: type[BaseModel]) -> dict[str, Any]:
+    """The description of a body of NDJSON, and of the parameters in its query."""
+    members = _inlined(parameters.model_json_schema()).get("properties", {})
+    schema = _inlined(line.model_json_schema())
+    return {
+        "requestBody": {"required": True, "content": {LINES_MEDIA_TYPE: {"schema": schema}}},
+        "parameters": _in_query(members),
     }
 
 
@@ -86,6 +102,12 @@ def describe_problems(app: FastAPI) -> None:
     app.openapi()["x-problems"] = [
         {"code": code, "status": problem.status, "title": problem.title}
         for code, problem in sorted((by_code | IMAGE_PROBLEMS).items())
+    ]
+
+
+def _in_query(members: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "query", "required": False, "schema": member} for name, member in members.items()
     ]
 
 

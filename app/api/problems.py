@@ -28,6 +28,7 @@ class Problem(NamedTuple):
 PROBLEMS: Final[dict[type[ServiceError], Problem]] = {
     errors.TooLarge: Problem(413, "The request is larger than any may be"),
     errors.InvalidPixels: Problem(422, "The array is not pixels for this model"),
+    errors.OutputUnavailable: Problem(422, "The model can't give that"),
     errors.Overloaded: Problem(429, "The service is busy"),
     errors.NotReady: Problem(503, "The service is not ready"),
     errors.DeadlineExceeded: Problem(504, "The time ran out"),

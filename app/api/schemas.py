@@ -13,6 +13,7 @@ from app.api.problems import refusal_of
 from app.api.refusals import InvalidParameter
 from app.inference.lanes import Lane
 from app.search.rules import MAX_PAGE_ITEMS
+from dino_core.backbones import Pooling
 
 OnError = Literal["item", "fail"]
 MAX_IDS: Final = 10_000  # of one request
@@ -58,15 +59,28 @@ class Parameters(BaseModel):
     `X-Priority`."""
 
 
-class EmbedParameters(Parameters):
-    """`POST /embed`."""
+class EmbeddingForm(BaseModel):
+    """What is read of images, and how its numbers are sent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     normalize: bool = True
-    """Whether embeddings have length 1."""
+    """Whether embeddings have length 1, and so each patch."""
     encoding: Literal["float", "base64"] = "float"
-    """How an embedding stands in JSON: numbers, or base64 of little-endian `dtype`."""
+    """How an embedding stands in JSON: numbers, or base64 of little-endian `dtype`, patch after patch."""
     dtype: Literal["float32", "float16"] = "float32"
     """Of the numbers that are sent."""
+    pool: Pooling | None = None
+    """How the network's tokens become one vector: `cls` is the class token, `mean` the mean of the patches.
+    Without it, the model's own way, which is what collections hold. Another way is another embedding, with
+    another fingerprint: of a bundle that pools so, without what this one does after pooling."""
+    output: Literal["embedding", "patches"] = "embedding"
+    """`patches`: one vector for each patch of the image as the network sees it, row by row; `grid` says how
+    many rows and columns there are."""
+
+
+class EmbedParameters(Parameters, EmbeddingForm):
+    """`POST /embed`."""
 
 
 class AddParameters(Parameters):
@@ -202,15 +216,23 @@ class ImageError(BaseModel):
 
 
 class Embedded(BaseModel):
-    """One image's embedding, or its error."""
+    """One image's embedding or patches, or its error."""
 
     index: int
     embedding: list[float] | str | None = None
+    patches: list[list[float]] | str | None = None
     width: int | None = None
     height: int | None = None
     format: str | None = None
     sha256: str | None = None
     error: ImageError | None = None
+
+
+class Grid(BaseModel):
+    """Rows and columns of patches."""
+
+    height: int
+    width: int
 
 
 class Usage(BaseModel):
@@ -224,8 +246,13 @@ class EmbedAnswer(BaseModel):
     """Of `POST /embed`."""
 
     model: Model
-    data: list[Embedded]
+    dtype: Literal["float32", "float16"]
+    pool: Pooling | None = None
+    """Of embeddings."""
+    grid: Grid | None = None
+    """Of patches."""
     usage: Usage
+    data: list[Embedded]
 
 
 class Added(BaseModel):

@@ -1,14 +1,17 @@
 """Embeddings by content: what was computed lately, and what is being computed now.
 
-The key is the whole SHA-256 of the file with the model's fingerprint, never a part of it or a property of the
-picture: two pictures that share a key would share a vector (CVE-2025-46722).
+The key is the whole SHA-256 of the file with the model's fingerprint and what is wanted of it, never a part
+of the hash or a property of the picture: two that share a key would share a vector (CVE-2025-46722).
 """
 
 import threading
 from collections import OrderedDict
 
+from app.inference.features import Reading
 from app.inference.results import Vector
 from app.inference.work import Picture, Work
+
+_Key = tuple[str, bytes, Reading | None]
 
 
 class EmbeddingCache:
@@ -25,8 +28,8 @@ class EmbeddingCache:
         self._fingerprint = fingerprint
         self._max_rows = max_rows
         self._lock = threading.Lock()
-        self._rows: OrderedDict[tuple[str, bytes], Vector] = OrderedDict()
-        self._open: dict[tuple[str, bytes], Work] = {}
+        self._rows: OrderedDict[_Key, Vector] = OrderedDict()
+        self._open: dict[_Key, Work] = {}
 
     def join(self, picture: Picture, work: Work) -> Vector | Work:
         """Finds a picture's row, or the work that will give it one.
@@ -39,9 +42,9 @@ class EmbeddingCache:
             The stored row; `work`, which now has to be done; or another's work, which the picture gets its
             row with. That is then as urgent as the picture.
         """
-        key = (self._fingerprint, picture.sha256)
+        key = self._key(picture)
         with self._lock:
-            row = self._rows.get(key)
+            row = self._rows.get(key)  # embeddings only: patches of one image are as large as 200 of them
             if row is not None:
                 self._rows.move_to_end(key)
                 return row
@@ -66,12 +69,12 @@ class EmbeddingCache:
         """Closes the work to others and stores its row, if it has one."""
         with self._lock:
             self._close(work)
-            if row is None or not self._max_rows or not work.pictures[0].sha256:
+            if row is None or not self._max_rows or not work.pictures[0].sha256 or work.reading:
                 return
             # A copy: the row is a view that would keep its whole batch in memory.
             stored = row.copy()
             stored.setflags(write=False)
-            self._rows[self._fingerprint, work.pictures[0].sha256] = stored
+            self._rows[self._key(work.pictures[0])] = stored
             if len(self._rows) > self._max_rows:
                 self._rows.popitem(last=False)
 
@@ -79,6 +82,9 @@ class EmbeddingCache:
         return len(self._rows)
 
     def _close(self, work: Work) -> None:
-        key = (self._fingerprint, work.pictures[0].sha256)
+        key = self._key(work.pictures[0])
         if self._open.get(key) is work:
             del self._open[key]
+
+    def _key(self, picture: Picture) -> _Key:
+        return self._fingerprint, picture.sha256, picture.reading

@@ -17,16 +17,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.errors import DeadlineExceeded, InvalidPixels, NotReady, Overloaded, TooLarge
+from app.errors import DeadlineExceeded, InvalidPixels, NotReady, OutputUnavailable, Overloaded, TooLarge
 from app.inference.admission import BULK_SHARE, Admission, Cost
 from app.inference.batcher import DeviceLost, Dropped
 from app.inference.config import InferenceConfig
 from app.inference.cuda import CudaEmbedder
 from app.inference.embedder import Embedder, TorchEmbedder
+from app.inference.features import Array, FeatureReader, Reading
 from app.inference.headers import header_of
 from app.inference.lanes import Lane
 from app.inference.pipeline import Outcome, Pipeline, PipelineConfig, Settlement
-from app.inference.results import ImageEmbedding, ImageFailure, Matrix, ModelInfo
+from app.inference.results import ImageEmbedding, ImageFailure, ModelInfo
 from app.inference.stats import EngineStats, Observer
 from app.inference.threads import cpu_budget
 from app.inference.work import Picture, Request, Row
@@ -62,6 +63,7 @@ class Engine:
             self._embedder = make_embedder(model, max_batch=config.max_batch)
         else:
             self._embedder = model
+        self.features = FeatureReader(model) if isinstance(model, Bundle) else None
         self._admission = Admission(
             Cost(config.max_images_in_flight, config.max_bytes_in_flight, config.max_pixels_in_flight),
             bulk_capacity=_bulk_capacity(config),
@@ -72,6 +74,7 @@ class Engine:
             self._settled,
             config=_pipeline_config(config, self._embedder),
             observer=self._observer,
+            features=self.features,
         )
         self._header_reader = ThreadPoolExecutor(1, thread_name_prefix="dino-headers")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -174,13 +177,31 @@ class Engine:
         with self._counting_refusals():
             self._admission.check(Cost(1), lane=lane, deadline_s=deadline_s)
 
+    def shape_of(self, reading: Reading | None) -> tuple[int, ...]:
+        """Shape of what `embed` gives for one image.
+
+        Raises:
+            OutputUnavailable: The model has no such thing.
+        """
+        if reading is None:
+            return (self.model.dimensions,)
+        if self.features is None:
+            raise OutputUnavailable(f"the model {self.model.id!r} gives embeddings and nothing else")
+        return self.features.shape_of(reading)
+
     async def embed(
-        self, images: Sequence[bytes], *, lane: Lane = "interactive", deadline_s: float | None = None
+        self,
+        images: Sequence[bytes],
+        *,
+        reading: Reading | None = None,
+        lane: Lane = "interactive",
+        deadline_s: float | None = None,
     ) -> list[ImageEmbedding | ImageFailure]:
         """Embeds files.
 
         Args:
             images: Whole files, in any of the formats that we read.
+            reading: What else to give in the embedding's place, see `shape_of`.
             lane: "bulk" for work that nobody waits for image by image: see `app.inference.lanes`.
             deadline_s: From now; None for the engine's default. Work that can't make it is dropped.
 
@@ -188,6 +209,7 @@ class Engine:
             For each image, in their order, its embedding or why it has none.
 
         Raises:
+            OutputUnavailable: The model has no such thing to read.
             TooLarge: More images, bytes or pixels than any request may have.
             Overloaded: No room for the whole request now.
             NotReady: Starting, stopping, or the device is lost.
@@ -196,10 +218,11 @@ class Engine:
         deadline_s = self._config.timeout_s if deadline_s is None else deadline_s
         self._refuse_unless_ready()
         self._refuse_too_many(len(images))
+        kept_bytes = self._kept_bytes(reading)
         headers = await self._headers(images)
         self._refuse_unless_ready()
         costs = {
-            index: Cost(1, len(images[index]), header.width_px * header.height_px)
+            index: Cost(1, len(images[index]) + kept_bytes, header.width_px * header.height_px)
             for index, header in enumerate(headers)
             if isinstance(header, ImageHeader)
         }
@@ -212,7 +235,9 @@ class Engine:
                 self._observer.count("image_errors_total", label=header.code)
                 request.answer(index, header)
             else:
-                pictures[index] = Picture(request, index, costs[index], images[index], header)
+                pictures[index] = Picture(
+                    request, index, costs[index], images[index], header, reading=reading
+                )
         for picture in pictures:
             if picture is not None:
                 self._pipeline.submit(picture)
@@ -223,18 +248,20 @@ class Engine:
         self,
         pixels_BHWC: NDArray[np.uint8],
         *,
+        reading: Reading | None = None,
         lane: Lane = "interactive",
         deadline_s: float | None = None,
-    ) -> Matrix:
+    ) -> Array:
         """Embeds pictures that the caller has decoded, resized and cropped.
 
         Args:
             pixels_BHWC: uint8, RGB, `input_px` high and wide; must not change until the answer.
-            lane: As for `embed`.
+            reading: As for `embed`.
+            lane: Likewise.
             deadline_s: Likewise.
 
         Returns:
-            float32 [B, D]; NaN in the rows of images that the model gave nothing for.
+            float32 [B, D], or [B, …] of the reading; NaN for images that the model gave nothing for.
 
         Raises:
             InvalidPixels: Another type or shape.
@@ -249,14 +276,15 @@ class Engine:
                 f"expected uint8 [images, {size_px}, {size_px}, 3]: RGB, resized and cropped"
             )
         self._refuse_too_many(len(pixels_BHWC))
-        cost = Cost(1, size_px * size_px * 3, 0)  # nothing to decode
+        shape = self.shape_of(reading)
+        cost = Cost(1, size_px * size_px * 3 + self._kept_bytes(reading), 0)  # nothing to decode
         self._admit([cost] * len(pixels_BHWC), lane, deadline_s)
         request = self._new_request(len(pixels_BHWC), lane, deadline_s)
         pixels_BCHW = torch.from_numpy(np.require(pixels_BHWC, requirements=["C", "W"])).permute(0, 3, 1, 2)
         for index, pixels_CHW in enumerate(pixels_BCHW):
-            self._pipeline.submit_pixels(Picture(request, index, cost), pixels_CHW)
+            self._pipeline.submit_pixels(Picture(request, index, cost, reading=reading), pixels_CHW)
         await self._answer(request, deadline_s)
-        rows_BD = np.full((len(pixels_BHWC), self.model.dimensions), np.nan, np.float32)
+        rows_BD = np.full((len(pixels_BHWC), *shape), np.nan, np.float32)
         for index, row in enumerate(request.rows):
             if isinstance(row, np.ndarray):
                 rows_BD[index] = row
@@ -276,6 +304,10 @@ class Engine:
                 limit=limit,
                 actual=images,
             )
+
+    def _kept_bytes(self, reading: Reading | None) -> int:
+        """What an image's values hold until the answer; a plain embedding counts for nothing beside it."""
+        return 0 if reading is None else 4 * math.prod(self.shape_of(reading))
 
     async def _headers(self, images: Sequence[bytes]) -> list[ImageHeader | ImageFailure]:
         if len(images) <= _HEADERS_ON_THE_LOOP:

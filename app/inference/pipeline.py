@@ -21,7 +21,8 @@ from app.inference.batcher import Batcher, BatcherConfig, DeviceLost, Dropped, O
 from app.inference.cache import EmbeddingCache
 from app.inference.decode import DecodePool
 from app.inference.embedder import Embedder, batch_sizes
-from app.inference.results import ImageFailure, Matrix
+from app.inference.features import Array, FeatureReader, Reading
+from app.inference.results import ImageFailure
 from app.inference.ring import PixelRing, RingClosed
 from app.inference.stats import Observer
 from app.inference.threads import use_native_threads
@@ -65,6 +66,7 @@ class Pipeline:
         settled: Hears how pictures ended; called from any thread, and must neither block nor raise.
         config: Threads and bounds.
         observer: Hears durations and counts.
+        features: What else the model says of pictures; None where it says nothing else.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class Pipeline:
         *,
         config: PipelineConfig,
         observer: Observer,
+        features: FeatureReader | None = None,
     ) -> None:
         self._embedder = embedder
+        self._features = features
         self._settled = settled
         self._config = config
         self._observer = observer
@@ -217,14 +221,41 @@ class Pipeline:
                 )
                 self.batcher.limit(smaller)
                 break
+        if self._features is not None:
+            self._features.warm_up()
 
     def _launch(self, works: list[Work]) -> Callable[[], list[Row]]:
+        """Starts the model on a batch: all that want the same of it together, mostly the embedding."""
+        places_of: dict[Reading | None, list[int]] = {}
+        for place, work in enumerate(works):
+            places_of.setdefault(work.reading, []).append(place)
+        launched = [
+            (places, self._launch_alike([works[place] for place in places], reading))
+            for reading, places in places_of.items()
+        ]
+
+        def collect() -> list[Row]:
+            rows: list[Row] = [_NO_EMBEDDING] * len(works)
+            for places, collect_alike in launched:
+                for place, row in zip(places, collect_alike(), strict=True):
+                    rows[place] = row
+            return rows
+
+        return collect
+
+    def _launch_alike(self, works: list[Work], reading: Reading | None) -> Callable[[], list[Row]]:
         """Starts the model on the works' pixels, in the order of slots, so that copies are few."""
         by_slot = sorted((work.slot, place) for place, work in enumerate(works) if work.slot is not None)
         sent = [(work.pixels_CHW, place) for place, work in enumerate(works) if work.pixels_CHW is not None]
         chunks = self._ring.chunks(slot for slot, _ in by_slot)
         chunks += [pixels_CHW[None] for pixels_CHW, _ in sent]
         places = [place for _, place in by_slot] + [place for _, place in sent]
+        if reading is not None:
+            features = self._features
+            assert features is not None, "features were let in that the model can't give: this is a bug"
+            # Computed when collected: what was launched before is safe from what this may raise. A lack of
+            # memory is no measure of how many embeddings have room, so it isn't named.
+            return lambda: _rows_in_place(features.read(reading, chunks), places)
         with _naming_lack_of_room():
             collect = self._embedder.launch(chunks)
 
@@ -272,10 +303,10 @@ def _naming_lack_of_room() -> Iterator[None]:
         raise OutOfRoom("there is no memory for a batch of this size") from error
 
 
-def _rows_in_place(rows_BD: Matrix, places: list[int]) -> list[Row]:
+def _rows_in_place(rows_BD: Array, places: list[int]) -> list[Row]:
     """Rows in the order of the works; a row that isn't finite is its own image's failure."""
     rows_BD.setflags(write=False)  # several callers may get the same row
-    finite_B = np.asarray(np.isfinite(rows_BD).all(axis=1))
+    finite_B = np.asarray(np.isfinite(rows_BD).all(axis=tuple(range(1, rows_BD.ndim))))
     in_place: list[Row] = [_NO_EMBEDDING] * len(places)
     for row, is_finite, place in zip(rows_BD, finite_B, places, strict=True):
         if is_finite:

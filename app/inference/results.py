@@ -29,14 +29,15 @@ class ImageEmbedding:
     """One picture's embedding and what its header says.
 
     Attributes:
-        embedding: float32 [D]; read-only, and perhaps a row of a larger array.
+        embedding: float32 [D], or what else was read of the picture; read-only, and perhaps a row of a larger
+            array.
         width: In pixels, as stored in the file, before its orientation is applied.
         height: Likewise.
         format: "JPEG", "PNG", …
         sha256: Of the bytes sent, in hexadecimal.
     """
 
-    embedding: Vector
+    embedding: NDArray[np.float32]
     width: int
     height: int
     format: str

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from app.errors import ServiceError
 from app.inference.admission import Cost
+from app.inference.features import Array, Reading
 from app.inference.lanes import Lane
-from app.inference.results import ImageFailure, Vector
+from app.inference.results import ImageFailure
 from dino_core.preprocess import ImageHeader
 
-Row = Vector | ImageFailure  # how a picture's work ends, if it ends
+Row = Array | ImageFailure  # how a picture's work ends, if it ends
 
 
 class Request:
@@ -74,6 +75,7 @@ class Picture:
         data: The file, or empty where pixels were sent.
         header: None where pixels were sent.
         sha256: Of the file; filled in by the decoder.
+        reading: What is wanted of it; None for the embedding.
     """
 
     request: Request
@@ -82,6 +84,7 @@ class Picture:
     data: bytes = b""
     header: ImageHeader | None = None
     sha256: bytes = b""
+    reading: Reading | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -104,3 +107,8 @@ class Work:
 
     def __post_init__(self) -> None:
         self.lane = self.pictures[0].request.lane
+
+    @property
+    def reading(self) -> Reading | None:
+        """What is wanted of the image, the same by all pictures."""
+        return self.pictures[0].reading

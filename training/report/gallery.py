@@ -103,12 +103,9 @@ class Gallery:
                 patch_colours(patches_BPD).reshape(len(drawn_BCHW), height, width, 3)
             )
         try:
-            attention_BATT = model.attention(on_device)
+            maps_BAYX = model.attention_maps(on_device)
         except BackboneError:  # a network without attention
             return files
-        maps_BAYX = attention_BATT[:, :, 0, -height * width :].reshape(
-            *attention_BATT.shape[:2], height, width
-        )
         files["attention.png"] = attention_strip(drawn_BCHW, maps_BAYX.float().cpu().mean(dim=1))
         return files
 
