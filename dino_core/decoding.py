@@ -96,9 +96,9 @@ def read_header(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> ImageHe
     jpeg = scan_jpeg(data) if image_format == "JPEG" else None
     size_px = (jpeg.width_px, jpeg.height_px) if jpeg else stored_size_px(data, image_format)
     if size_px is None:
-        with _pillow_picture(data, image_format) as picture:
+        with pillow_picture(data, image_format) as picture:
             size_px = picture.size
-    _check_limits(*size_px, limits=limits)
+    check_limits(*size_px, limits=limits)
     return ImageHeader(image_format, *size_px)
 
 
@@ -128,7 +128,7 @@ def decode(
     jpeg = scan_jpeg(data) if image_format == "JPEG" else None
     size_px = (jpeg.width_px, jpeg.height_px) if jpeg else stored_size_px(data, image_format)
     if size_px is not None:
-        _check_limits(*size_px, limits=limits)
+        check_limits(*size_px, limits=limits)
     if jpeg is None:
         return _decode_with_pillow(data, image_format, limits=limits)
     divisor = _jpeg_divisor(jpeg, shorter_side_px)
@@ -149,7 +149,12 @@ def _format_of(data: bytes) -> str:
     return image_format
 
 
-def _check_limits(width_px: int, height_px: int, *, limits: ImageLimits) -> None:
+def check_limits(width_px: int, height_px: int, *, limits: ImageLimits) -> None:
+    """Refuses a size that the limits refuse.
+
+    Raises:
+        ImageError: It does.
+    """
     pixels = width_px * height_px
     shorter_px, longer_px = sorted((width_px, height_px))
     if pixels > limits.max_pixels:
@@ -217,8 +222,8 @@ def _decode_with_pillow(
     jpeg: JpegHeader | None = None,
     divisor: int = 1,
 ) -> Tensor:
-    with _pillow_picture(data, image_format) as picture:
-        _check_limits(*picture.size, limits=limits)
+    with pillow_picture(data, image_format) as picture:
+        check_limits(*picture.size, limits=limits)
         if divisor > 1 and picture.mode in ("L", "RGB"):
             picture.draft(picture.mode, (picture.width // divisor, picture.height // divisor))
         picture.load()
@@ -259,7 +264,7 @@ def _upright(stored_CHW: Tensor, orientation: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _pillow_picture(data: bytes, image_format: str) -> Iterator[Image.Image]:
+def pillow_picture(data: bytes, image_format: str) -> Iterator[Image.Image]:
     """Opens a picture with the one Pillow plugin named; whatever goes wrong inside becomes an ImageError."""
     try:
         with _quiet_pillow(), Image.open(io.BytesIO(data), formats=(image_format,)) as picture:

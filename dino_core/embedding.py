@@ -31,7 +31,7 @@ class EmbeddingModel(nn.Module):
         normalise: Whether embeddings get length 1.
 
     Raises:
-        BackboneError: The backbone cannot pool so, or does not take RGB.
+        BackboneError: The backbone cannot pool so, or takes other channels than the preprocessing gives.
     """
 
     def __init__(
@@ -42,9 +42,10 @@ class EmbeddingModel(nn.Module):
             raise BackboneError(
                 f"{backbone.architecture} cannot pool by {pooling!r}, but by {', '.join(backbone.poolings)}"
             )
-        if backbone.in_channels != 3:
+        if backbone.in_channels != preprocessing.channels:
             raise BackboneError(
-                f"{backbone.architecture} takes {backbone.in_channels} channels, pictures have 3"
+                f"{backbone.architecture} takes {backbone.in_channels} channels, pictures have "
+                f"{preprocessing.channels}"
             )
         self.backbone = backbone
         self.preprocessing = preprocessing

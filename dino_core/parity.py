@@ -22,7 +22,9 @@ def reference_pixels(preprocessing: Preprocessing) -> Tensor:
     Returns:
         uint8 [8, C, crop_px, crop_px].
     """
-    return torch.stack([resize_and_crop(picture, preprocessing) for picture in reference_pictures()])
+    return torch.stack(
+        [resize_and_crop(picture, preprocessing) for picture in reference_pictures(preprocessing.channels)]
+    )
 
 
 def agreement(found_BD: Tensor, expected_BD: Tensor) -> float:

@@ -11,6 +11,7 @@ interpreter's lock. One picture uses one native thread where the caller has set 
 Dimension key: B images · C channels · H W pixels
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -28,6 +29,7 @@ from dino_core.decoding import (
     decode,
     read_header,
 )
+from dino_core.planes import Planes, decode_planes
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -35,6 +37,7 @@ __all__ = [
     "SUPPORTED_FORMATS",
     "ImageHeader",
     "ImageLimits",
+    "Planes",
     "Preprocessing",
     "decode",
     "load_pixels",
@@ -60,10 +63,12 @@ class Preprocessing:
         antialias: Whether the resize filters what it shrinks.
         orientation: "exif": turned and mirrored as the camera said.
         background: What shows through transparent parts.
-        colour: Everything becomes RGB; colour profiles are not applied; of 16 bits the upper 8 are kept.
+        colour: Everything becomes RGB, where there are no planes; colour profiles are not applied; of 16 bits
+            the upper 8 are kept.
         frame: Which frame of an animation counts.
         jpeg_scaling: A JPEG is decoded at 1/2, 1/4 or 1/8, where that divides both sides, while the shorter
             one stays at 2 * resize_px or more.
+        planes: Images are no RGB but have these channels, scaled so; None: RGB.
     """
 
     resize_px: int = 256
@@ -77,13 +82,15 @@ class Preprocessing:
     colour: Literal["rgb"] = "rgb"
     frame: Literal["first"] = "first"
     jpeg_scaling: Literal["twice-resize"] = "twice-resize"
+    planes: Planes | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_px <= self.resize_px:
             raise ValueError(f"crop_px is {self.crop_px}, expected 1 to resize_px ({self.resize_px})")
-        if len(self.mean) != 3 or len(self.std) != 3:
+        if not len(self.mean) == len(self.std) == self.channels:
+            kind = "pictures become RGB" if self.planes is None else f"there are {self.channels} channels"
             raise ValueError(
-                f"mean {self.mean} and std {self.std} must have three numbers each: pictures become RGB"
+                f"mean {self.mean} and std {self.std} must have {self.channels} numbers each: {kind}"
             )
         if not all(math.isfinite(value) for value in self.mean) or not all(
             0 < value < math.inf for value in self.std
@@ -91,16 +98,26 @@ class Preprocessing:
             raise ValueError(f"mean {self.mean} must be finite and std {self.std} above 0")
         for field in fields(self):
             allowed = get_args(field.type)
-            if allowed and field.name not in ("mean", "std") and getattr(self, field.name) not in allowed:
+            if (
+                allowed
+                and field.name not in ("mean", "std", "planes")
+                and getattr(self, field.name) not in allowed
+            ):
                 raise ValueError(
                     f"{field.name} is {getattr(self, field.name)!r}, this version knows {allowed[0]!r}"
                 )
 
+    @property
+    def channels(self) -> int:
+        """Of the model's input."""
+        return 3 if self.planes is None else self.planes.channels
+
     def to_json(self) -> dict[str, object]:
-        """Gives plain values for a JSON file; `from_json` takes them back."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
-        }
+        """Gives plain values for a JSON file; `from_json` takes them back. RGB says nothing of planes."""
+        values: dict[str, object] = json.loads(json.dumps(asdict(self)))
+        if self.planes is None:
+            del values["planes"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> "Preprocessing":
@@ -109,10 +126,12 @@ class Preprocessing:
         Raises:
             ValueError: A field is missing, unknown, or has a value that this version does not know.
         """
-        names = {field.name for field in fields(cls)}
-        if set(values) != names:
+        names = {field.name for field in fields(cls)} - {"planes"}
+        if set(values) - {"planes"} != names:
             raise ValueError(f"preprocessing has {sorted(values)}, expected {sorted(names)}")
         known = {**values, "mean": _numbers(values["mean"]), "std": _numbers(values["std"])}
+        if "planes" in values:
+            known["planes"] = Planes.from_json(values["planes"])
         try:
             return cls(**known)  # type: ignore[arg-type]
         except TypeError as error:
@@ -158,14 +177,17 @@ def load_pixels(
         limits: What is accepted.
 
     Returns:
-        uint8 [3, crop_px, crop_px].
+        uint8 [C, crop_px, crop_px]; C is 3 where there are no planes.
 
     Raises:
         ImageError: `code` says why.
     """
-    return resize_and_crop(
-        decode(data, limits=limits, shorter_side_px=2 * preprocessing.resize_px), preprocessing
+    pixels_CHW = (
+        decode(data, limits=limits, shorter_side_px=2 * preprocessing.resize_px)
+        if preprocessing.planes is None
+        else decode_planes(data, preprocessing.planes, limits=limits)
     )
+    return resize_and_crop(pixels_CHW, preprocessing)
 
 
 def normalise(

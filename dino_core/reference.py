@@ -16,11 +16,14 @@ from torch import Tensor
 SIZES_HW = ((320, 240), (240, 400), (256, 256), (96, 128))
 
 
-def reference_pictures() -> list[Tensor]:
+def reference_pictures(channels: int = 3) -> list[Tensor]:
     """Draws the pictures.
 
+    Args:
+        channels: How many; the first three are the same for any number.
+
     Returns:
-        Eight uint8 [3, H, W], the same on every machine and for every version of the bundle format.
+        Eight uint8 [channels, H, W], the same on every machine and for every version of the bundle format.
     """
     patterns: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
         lambda y, x: x * 255 // 399 + 0 * y,  # a ramp
@@ -32,14 +35,20 @@ def reference_pictures() -> list[Tensor]:
         lambda y, x: _scrambled(y * 4096 + x),  # noise
         lambda y, x: ((x - 120) ** 2 + (y - 90) ** 2 < 60**2) * 160 + y // 4,  # a disc before a ramp
     )
-    return [_draw(pattern, *SIZES_HW[index % len(SIZES_HW)]) for index, pattern in enumerate(patterns)]
+    return [
+        _draw(pattern, *SIZES_HW[index % len(SIZES_HW)], channels=channels)
+        for index, pattern in enumerate(patterns)
+    ]
 
 
-def _draw(pattern: Callable[[Tensor, Tensor], Tensor], height_px: int, width_px: int) -> Tensor:
+def _draw(
+    pattern: Callable[[Tensor, Tensor], Tensor], height_px: int, width_px: int, *, channels: int
+) -> Tensor:
     y, x = torch.meshgrid(torch.arange(height_px), torch.arange(width_px), indexing="ij")
-    # The channels are three views of one pattern: as it is, shifted, and turned around.
-    channels = (pattern(y, x), pattern(y + 31, x + 17), 255 - pattern(x, y))
-    return torch.stack([channel % 256 for channel in channels]).to(torch.uint8)
+    # The channels are views of one pattern: as it is, shifted, turned around, then shifted ever further.
+    views = [pattern(y, x), pattern(y + 31, x + 17), 255 - pattern(x, y)]
+    views += [pattern(y + 31 * number, x + 17 * number) for number in range(3, channels)]
+    return torch.stack([view % 256 for view in views[:channels]]).to(torch.uint8)
 
 
 def _scrambled(values: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def timm_config(model: EmbeddingModel) -> dict[str, Any]:
         "pretrained_cfg": {
             "tag": "dino",
             "custom_load": False,
-            "input_size": [3, preprocessing.crop_px, preprocessing.crop_px],
+            "input_size": [preprocessing.channels, preprocessing.crop_px, preprocessing.crop_px],
             "fixed_input_size": not takes_any_size,
             "interpolation": preprocessing.interpolation,
             "crop_pct": _crop_share(preprocessing),

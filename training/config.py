@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from dino_core.augment import View
 from dino_core.backbones import Pooling, PositionInterpolation
+from dino_core.planes import Planes, eight_bit_planes
 from dino_core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -210,6 +211,11 @@ class OptimizerConfig(Part):
 class LoadingConfig(Part):
     """How images are read."""
 
+    scale_low: tuple[float, ...] = ()
+    """Of images with other channels than RGB or other depths than 8 bits: what becomes 0, for each channel;
+    measured on a sample if not given."""
+    scale_high: tuple[float, ...] = ()
+    """Of such images: what becomes 255, for each channel; measured on a sample if not given."""
     canvas_px: Count = 288
     """Side of the square to which every decoded image is resized; crops are cut from it."""
     workers: Annotated[int, Field(ge=0)] = 8
@@ -304,6 +310,12 @@ class RunConfig(Part):
             raise ValueError(
                 f"crops.mean and crops.std must have {channels} numbers each, one a channel of the backbone"
             )
+        low, high = self.loading.scale_low, self.loading.scale_high
+        if len(low) != len(high) or len(low) not in (0, channels):
+            raise ValueError(
+                f"loading.scale_low and loading.scale_high must have {channels} numbers each, one a "
+                "channel of the backbone, or none"
+            )
         for name, warmup_steps in (
             ("optimizer.warmup_steps", self.optimizer.warmup_steps),
             ("loss.teacher_temperature_warmup_steps", self.loss.teacher_temperature_warmup_steps),
@@ -321,7 +333,15 @@ class RunConfig(Part):
             crop_px=self.evaluation.crop_px,
             mean=self.crops.mean,
             std=self.crops.std,
+            planes=self.planes(),
         )
+
+    def planes(self) -> Planes | None:
+        """How images become uint8 that are no RGB pictures; None for those that are."""
+        loading, channels = self.loading, self.backbone.in_channels
+        if loading.scale_low:
+            return Planes(channels=channels, low=loading.scale_low, high=loading.scale_high)
+        return eight_bit_planes(channels) if channels != 3 else None
 
 
 def sentence_of(error: ValidationError) -> str:

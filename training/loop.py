@@ -19,6 +19,7 @@ from training.checkpoint import load_newest, save_checkpoint
 from training.config import RunConfig
 from training.data.addresses import name_of
 from training.data.cache import open_cache
+from training.data.canvases import DecodedCanvases
 from training.data.images import Images, digests_of
 from training.data.loader import Batch, CanvasLoader
 from training.data.opening import open_split
@@ -131,6 +132,8 @@ def _run_in(
             screen.say(f"passed over: {sentence}")
         if not as_before:
             screen.say("files of the data are newer or of another size than before: as copies, or as others")
+        if config.planes() is not None:
+            screen.say(_about_planes(config))
         screen.say(_opening(config, images, state, device))
         monitor = log = gallery = None
         if world.is_first:
@@ -296,11 +299,12 @@ def _loader(images: Images, config: RunConfig, directory: RunDirectory) -> Canva
         open_cache(
             images,
             canvas_px=config.loading.canvas_px,
+            planes=config.planes(),
             cache_dir=config.loading.cache_dir or directory.path / "cache",
             workers=config.loading.workers or None,
         )
         if config.loading.cache
-        else None
+        else DecodedCanvases(images, config.loading.canvas_px, config.planes())
     )
     return CanvasLoader(
         images,
@@ -331,6 +335,15 @@ def _opening(config: RunConfig, images: Images, state: TrainState, device: torch
         f"{config.recipe} {verb} {config.steps} steps of {config.batch_size} images on {device}: "
         f"{config.backbone.name}, {config.head.num_prototypes} prototypes; {len(images)} images{classes}"
     )
+
+
+def _about_planes(config: RunConfig) -> str:
+    """What is done otherwise for images that are no RGB pictures."""
+    channels = config.backbone.in_channels
+    colours = "" if channels == 3 else "; colour jitter and grey are left out, as they are made for RGB"
+    scale = zip(config.loading.scale_low, config.loading.scale_high, strict=True)
+    ranges = ", ".join(f"{low:g} to {high:g}" for low, high in scale) or "0 to 255"
+    return f"images of {channels} channels, scaled to 8 bits from {ranges}{colours}"
 
 
 @dataclass

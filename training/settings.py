@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, CliSuppress, PydanticBaseSettingsSou
 from training.config import RunConfig, differences
 from training.data.addresses import Where, name_of, where
 from training.data.images import Images, median_side_px
+from training.data.measuring import SAMPLE_IMAGES, channel_statistics, holds_planes
 from training.data.opening import open_split
 from training.errors import ConfigError, RunDirectoryError
 from training.recipes.names import recipe_named
@@ -79,6 +80,9 @@ class RunSettings(BaseSettings, RunConfig):
     """Where configuration, log and checkpoints go; runs/ and the name of the bundle if not given."""
     resume: bool = False
     """Go on with the run in the run directory, from its newest checkpoint."""
+    measure_colours: bool = False
+    """Take the mean and the spread of each channel from 256 of the images, in place of the recipe's. Always
+    so for images that are no RGB pictures."""
     preview: bool = False
     """Only write a picture of what the networks will see, preview.png in the run directory."""
     config: Path | None = None
@@ -208,17 +212,46 @@ class _BaseSource(PydanticBaseSettingsSource):
             side_px=median_side_px(images) if device == "cuda" else None,
         )
         recipe = recipe_named(given.get("recipe") or _default_recipe(size))
+        measured = _measured(recipe(size).config, images, given)
         if given.get("batch_size") == AUTO:
-            resolved = _with_fitting_batch(recipe, size, images, given)
+            resolved = _with_fitting_batch(recipe, size, images, {**given, **measured})
         else:
             resolved = recipe(size)
         return {
             "out": out,
             "run_dir": Path("runs") / out.name,
-            "reasons": dict(resolved.reasons),
+            "reasons": {**resolved.reasons, **_reasons_of(measured)},
             _FOUND_BATCH: resolved.config.batch_size,
-            **_with_fingerprint(resolved.config, size).model_dump(),
+            **_over(_with_fingerprint(resolved.config, size).model_dump(), measured),
         }
+
+
+def _measured(config: RunConfig, images: Images, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that follow from the pixels: where they are no RGB pictures, or where it is asked for."""
+    backbone = given.get("backbone")
+    asked = backbone.get("in_channels") if isinstance(backbone, Mapping) else None
+    try:
+        channels = int(asked or config.backbone.in_channels)
+    except ValueError:  # left for the validation to refuse
+        return {}
+    as_planes = holds_planes(images, channels=channels)
+    if not as_planes and not TypeAdapter(bool).validate_python(given.get("measure_colours", False)):
+        return {}
+    found = channel_statistics(images, channels=channels, as_planes=as_planes)
+    scale = {"scale_low": found.planes.low, "scale_high": found.planes.high} if found.planes else {}
+    return {
+        "backbone": {"in_channels": channels},
+        "crops": {"mean": found.mean, "std": found.std},
+        "loading": scale,
+    }
+
+
+def _reasons_of(measured: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        f"{part}.{name}": f"{value}: measured on up to {SAMPLE_IMAGES} of the images"
+        for part in ("crops", "loading")
+        for name, value in measured.get(part, {}).items()
+    }
 
 
 def _with_fingerprint(config: RunConfig, size: RunSize) -> RunConfig:

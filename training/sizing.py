@@ -303,7 +303,9 @@ def _first_canvases(images: Images, config: RunConfig, *, count: int) -> list[Ca
     reason = ""
     for index in range(min(len(images), 4 * count)):
         try:
-            canvases.append(load_canvas(images, index, canvas_px=config.loading.canvas_px))
+            canvases.append(
+                load_canvas(images, index, canvas_px=config.loading.canvas_px, planes=config.planes())
+            )
         except UnreadableImage as error:
             reason = f"{images.names[index]}: {error}"
         if len(canvases) == count:

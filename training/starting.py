@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data.config import resolve_data_config
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -132,6 +133,7 @@ def take_weights(student: ProjectedNetwork, config: BackboneConfig) -> None:
         )
     assert isinstance(student.backbone, Backbone)  # `new_state` makes no other
     network, head = _weights_of(config.weights, config)
+    network = _for_channels(network, student.backbone, start.backbone.in_channels)
     try:
         student.backbone.network.load_state_dict(network, strict=True)
     except RuntimeError as error:
@@ -144,6 +146,24 @@ def take_weights(student: ProjectedNetwork, config: BackboneConfig) -> None:
         name: tensor.shape for name, tensor in head.items()
     }:
         student.head.load_state_dict(head, strict=True)
+
+
+def _for_channels(weights: dict[str, Tensor], backbone: Backbone, channels: int) -> dict[str, Tensor]:
+    """First convolutions of RGB weights made to fit a network that takes other channels, by timm's rule.
+
+    For one channel its three kernels are added up; for more they are repeated and scaled, so that equal
+    channels give what grey gave.
+    """
+    if channels != 3 or backbone.in_channels == 3:
+        return weights
+    first = getattr(backbone.network, "pretrained_cfg", {}).get("first_conv") or ()
+    names = {f"{name}.weight" for name in ((first,) if isinstance(first, str) else first)}
+    return {
+        name: adapt_input_conv(backbone.in_channels, tensor)
+        if name in names and tensor.shape[1] == channels
+        else tensor
+        for name, tensor in weights.items()
+    }
 
 
 def published_weights(name: str, config: BackboneConfig, *, instead: str) -> dict[str, Tensor]:

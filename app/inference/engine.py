@@ -32,6 +32,7 @@ from app.inference.stats import EngineStats, Observer
 from app.inference.threads import cpu_budget
 from app.inference.work import Picture, Request, Row
 from dino_core.bundle import Bundle
+from dino_core.errors import BundleError
 from dino_core.preprocess import ImageHeader
 
 __all__ = ["Engine", "ImageEmbedding", "ImageFailure", "InferenceConfig", "ModelInfo"]
@@ -416,7 +417,15 @@ def make_embedder(bundle: Bundle, *, max_batch: int | None = None) -> Embedder:
     Args:
         bundle: Loaded.
         max_batch: None for the device's default.
+
+    Raises:
+        BundleError: The model does not take RGB pictures.
     """
+    if (planes := bundle.manifest.preprocessing.planes) is not None:
+        raise BundleError(
+            f"{bundle.path} takes images of {planes.channels} channels scaled from their own ranges, and the "
+            "service embeds RGB pictures: use `dino-train eval` on such images, or serve another model"
+        )
     sizes = {} if max_batch is None else {"max_batch": max_batch}
     if next(bundle.model.parameters()).device.type == "cuda":
         return CudaEmbedder(bundle, **sizes)

@@ -154,7 +154,7 @@ def test_preprocessing_survives_json() -> None:
         pytest.param({"antialias": False}, "antialias is False", id="no antialias"),
         pytest.param({"crop_px": 300}, "crop_px is 300", id="crop larger than the picture"),
         pytest.param({"crop_px": 0}, "crop_px is 0", id="empty crop"),
-        pytest.param({"mean": [0.5]}, "three numbers", id="one mean"),
+        pytest.param({"mean": [0.5]}, "3 numbers", id="one mean"),
         pytest.param({"mean": [0.5, 0.5, float("nan")]}, "finite", id="mean not a number"),
         pytest.param({"std": [0.5, 0.5, 0.0]}, "above 0", id="no spread"),
         pytest.param({"std": "abc"}, "list of numbers", id="std is text"),

@@ -7,10 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 
+from dino_core.bundle import read_manifest
 from tests.training.conftest import MakeFolder
 from tests.training.data.test_tables import hub_table, png, save_to_disk
 from tests.training.test_cli import run_words
@@ -151,3 +156,103 @@ def test_a_corrupt_row_is_passed_over_by_name(tmp_path: Path) -> None:
     assert train(tmp_path, tmp_path / "birds.parquet", "--crops.local-px", "16") == 0
     skipped = json.loads((tmp_path / "runs" / "one" / "skipped.json").read_text())
     assert list(skipped) == ["birds.parquet/7"]
+
+
+def make_arrays(folder: Path, *, count: int = 12, channels: int = 5, dtype: type = np.uint16) -> Path:
+    """Patterns in a few of 65,536 levels, each channel in another range."""
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    for number in range(count):
+        levels = noise.integers(0, 400, (26, 24, channels)) + 1000 * np.arange(channels)
+        levels[:: 2 + number % 3] += 300
+        np.save(folder / f"{number:03}.npy", levels.astype(dtype))
+    return folder
+
+
+def test_five_channels_of_sixteen_bits_train_go_on_and_are_measured_by_their_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_arrays(tmp_path / "arrays")
+    words = ["--backbone.in-channels", "5", "--steps", "4", "--checkpoints.every-steps", "2"]
+    assert train(tmp_path, data, *words, name="whole") == 0
+    said = capsys.readouterr().err
+    assert "images of 5 channels, scaled to 8 bits from 0 to 69" in said
+    assert "colour jitter and grey are left out" in said
+    manifest = read_manifest(tmp_path / "models" / "whole")
+    planes = manifest.preprocessing.planes
+    assert planes is not None
+    assert planes.channels == 5
+    assert [low // 1000 for low in planes.low] == [0, 1, 2, 3, 4]
+    saved = json.loads((tmp_path / "runs" / "whole" / "config.json").read_text())["config"]
+    assert saved["loading"]["scale_low"] == list(planes.low)
+    assert len(saved["crops"]["mean"]) == 5
+
+    assert train(tmp_path, data, *words, "--loading.cache", name="cut") == 0
+    assert weights_of(tmp_path, "cut") == weights_of(tmp_path, "whole"), "the cache changes nothing"
+    run_dir = tmp_path / "runs" / "cut"
+    (tmp_path / "models" / "cut").rename(tmp_path / "models" / "taken")
+    (run_dir / "result.json").unlink()
+    sorted((run_dir / "checkpoints").iterdir())[-1].rename(tmp_path / "last")
+    assert main(["run", "--resume", "--run-dir", str(run_dir)]) == 0
+    assert weights_of(tmp_path, "cut") == weights_of(tmp_path, "whole")
+
+    out = tmp_path / "report.json"
+    bundle = str(tmp_path / "models" / "whole")
+    assert main(["eval", bundle, "--data", str(data), "--json-file", str(out)]) == 0
+    (measured,) = json.loads(out.read_text())["models"]
+    assert measured["images"] == 12
+
+
+def test_images_of_other_channels_than_the_network_are_refused_before_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_arrays(tmp_path / "arrays")
+    assert train(tmp_path, data) == 2
+    assert "have 5 channels and the network takes 3: give --backbone.in-channels 5" in complaint(capsys)
+    assert train(tmp_path, data, "--backbone.in-channels", "7") == 2
+    assert "have 5 channels and the network takes 7: give --backbone.in-channels 5" in complaint(capsys)
+
+
+def test_sixteen_bit_grey_and_pages_of_tiff_train(tmp_path: Path) -> None:
+    arrays = make_arrays(tmp_path / "arrays", channels=2)
+    for kind in ("grey", "pages"):
+        (tmp_path / kind).mkdir()
+    for file in sorted(arrays.iterdir()):
+        first, second = (
+            Image.fromarray(np.ascontiguousarray(plane)) for plane in np.load(file).transpose(2, 0, 1)
+        )
+        first.save(tmp_path / "grey" / f"{file.stem}.png")
+        first.save(tmp_path / "pages" / f"{file.stem}.tif", save_all=True, append_images=[second])
+    for kind, channels in (("grey", 1), ("pages", 2)):
+        words = ["--backbone.in-channels", str(channels)]
+        assert train(tmp_path, tmp_path / kind, *words, name=kind) == 0
+        assert json.loads((tmp_path / "runs" / kind / "skipped.json").read_text()) == {}
+    assert train(tmp_path, arrays, "--backbone.in-channels", "2", name="arrays") == 0
+    assert weights_of(tmp_path, "arrays") == weights_of(tmp_path, "pages"), "the same values, however stored"
+
+
+def test_rgb_weights_are_made_to_fit_other_channels(make_folder: MakeFolder, tmp_path: Path) -> None:
+    assert train(tmp_path, make_folder(), name="rgb") == 0
+    words = ["--backbone.weights", str(tmp_path / "models" / "rgb"), "--backbone.in-channels", "5"]
+    words += ["--backbone.name", "test_resnet", "--optimizer.peak-lr", "1e-12", "--optimizer.end-lr", "0"]
+    assert train(tmp_path, make_arrays(tmp_path / "arrays"), *words, name="five") == 0
+    before, after = (
+        load_file(tmp_path / "models" / name / "model.safetensors")["conv1.weight"]
+        for name in ("rgb", "five")
+    )
+    expected = before.repeat(1, 2, 1, 1)[:, :5] * 3 / 5
+    torch.testing.assert_close(after, expected, rtol=0, atol=1e-6)
+
+
+def test_mean_and_spread_are_measured_where_that_is_asked_for(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder()
+    assert train(tmp_path, folder, "--measure-colours") == 0
+    saved = json.loads((tmp_path / "runs" / "one" / "config.json").read_text())["config"]
+    pixels = np.concatenate(
+        [np.asarray(Image.open(file), np.float64).reshape(-1, 3) for file in folder.rglob("*.png")]
+    )
+    np.testing.assert_allclose(saved["crops"]["mean"], pixels.mean(axis=0) / 255, rtol=1e-4)
+    np.testing.assert_allclose(saved["crops"]["std"], pixels.std(axis=0) / 255, rtol=1e-4)
+    assert list(read_manifest(tmp_path / "models" / "one").preprocessing.mean) == saved["crops"]["mean"]

@@ -2,36 +2,39 @@
 
 A cache is a folder `canvases-<key>` with
 
-    canvases.u8     uint8 [N, 3, canvas_px, canvas_px], nothing else in the file
+    canvases.u8     uint8 [N, C, canvas_px, canvas_px], nothing else in the file
     sizes.npy       int64 [N, 2], height and width of each original
-    cache.json      version, canvas side, and which images could not be read, with the reason
+    cache.json      version, channels, canvas side, and which images could not be read, with the reason
 
 The key is a hash of the names, sizes and times of the files and of the canvas side, so a cache is of exactly
 these files or of others. Memory stays flat however many images there are: the pages belong to the system.
 
-Dimension key: N images of the data set
+Dimension key: N images of the data set · C channels
 """
 
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_core.planes import Planes
 from training.data.canvases import Canvas, load_canvas
 from training.data.images import Images, UnreadableImage
 from training.errors import DataError
 from training.machine import usable_cores
 
-_VERSION = 1
+_VERSION = 2
 _CHUNK = 256  # images handed to the threads at a time: enough to keep them busy, few enough to stop soon
 
 
@@ -46,13 +49,14 @@ class CachedCanvases:
         """
         description = json.loads((folder / "cache.json").read_text())
         side = int(description["canvas_px"])
-        shape = (len(images), 3, side, side)
+        shape = (len(images), int(description["channels"]), side, side)
         canvases = folder / "canvases.u8"
         if canvases.stat().st_size != np.prod(shape, dtype=np.int64):
             raise DataError(f"{canvases} has another size than {len(images)} canvases: delete {folder}")
         self._names = images.names
         self._pixels: NDArray[np.uint8] = np.memmap(canvases, dtype=np.uint8, mode="r", shape=shape)
         self._sizes = np.load(folder / "sizes.npy")
+        self.channels = shape[1]
         self.skipped: dict[str, str] = description["skipped"]
         """Images that could not be read when the cache was built, with the reason."""
 
@@ -69,6 +73,7 @@ def open_cache(
     *,
     canvas_px: int,
     cache_dir: Path,
+    planes: Planes | None = None,
     workers: int | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> CachedCanvases:
@@ -81,6 +86,7 @@ def open_cache(
         images: Such as `training.data.folder.find_images` finds.
         canvas_px: Both sides of a canvas.
         cache_dir: Folder for caches, made if it isn't there; one serves many data sets.
+        planes: What images are that are no RGB pictures.
         workers: Threads that decode while building; None: one for each core.
         on_progress: Called now and then with the number of images done.
 
@@ -88,22 +94,35 @@ def open_cache(
         DataError: The disk is too small, or the cache is damaged.
     """
     cache_dir.mkdir(parents=True, exist_ok=True)
-    key = _key(images, canvas_px=canvas_px)
+    form = _Form(canvas_px, planes)
+    key = _key(images, form)
     folder = cache_dir / f"canvases-{key}"
     with _only_one(cache_dir / f".{key}.lock"):
         if not folder.exists():
             unfinished = cache_dir / f".building-{key}"
             shutil.rmtree(unfinished, ignore_errors=True)
-            _check_space(images, canvas_px=canvas_px, cache_dir=cache_dir)
+            _check_space(images, form, cache_dir=cache_dir)
             unfinished.mkdir()
-            _build(images, unfinished, canvas_px=canvas_px, workers=workers, on_progress=on_progress)
+            _build(images, unfinished, form, workers=workers, on_progress=on_progress)
             unfinished.rename(folder)
     return CachedCanvases(folder, images)
 
 
-def _key(images: Images, *, canvas_px: int) -> str:
+@dataclass(frozen=True)
+class _Form:
+    """What a canvas is, whatever image it is of."""
+
+    canvas_px: int
+    planes: Planes | None
+
+    @property
+    def shape_CHW(self) -> tuple[int, int, int]:
+        return (3 if self.planes is None else self.planes.channels, self.canvas_px, self.canvas_px)
+
+
+def _key(images: Images, form: _Form) -> str:
     """A hash of what the canvases depend on."""
-    digest = hashlib.sha256(f"{_VERSION} {canvas_px}\n".encode())
+    digest = hashlib.sha256(f"{_VERSION} {form}\n".encode())
     for index, name in enumerate(images.names):
         digest.update(f"{images.stamp(index)} ".encode() + os.fsencode(name) + b"\n")
     return digest.hexdigest()[:16]
@@ -117,8 +136,8 @@ def _only_one(lock: Path) -> Iterator[None]:
         yield
 
 
-def _check_space(images: Images, *, canvas_px: int, cache_dir: Path) -> None:
-    needed_bytes = len(images) * 3 * canvas_px * canvas_px
+def _check_space(images: Images, form: _Form, *, cache_dir: Path) -> None:
+    needed_bytes = len(images) * math.prod(form.shape_CHW)
     free_bytes = shutil.disk_usage(cache_dir).free
     if needed_bytes > free_bytes:
         raise DataError(
@@ -130,13 +149,13 @@ def _check_space(images: Images, *, canvas_px: int, cache_dir: Path) -> None:
 def _build(
     images: Images,
     folder: Path,
+    form: _Form,
     *,
-    canvas_px: int,
     workers: int | None,
     on_progress: Callable[[int], None],
 ) -> None:
     """Decodes every image into the files of a cache, and has them on the disk when it returns."""
-    shape = (len(images), 3, canvas_px, canvas_px)
+    shape = (len(images), *form.shape_CHW)
     _reserve(folder / "canvases.u8", size_bytes=int(np.prod(shape, dtype=np.int64)))
     pixels_NCHW = np.memmap(folder / "canvases.u8", dtype=np.uint8, mode="r+", shape=shape)
     sizes_N2 = np.zeros((len(images), 2), dtype=np.int64)
@@ -144,7 +163,7 @@ def _build(
 
     def store(index: int) -> None:
         try:
-            canvas = load_canvas(images, index, canvas_px=canvas_px)
+            canvas = load_canvas(images, index, canvas_px=form.canvas_px, planes=form.planes)
         except UnreadableImage as error:
             skipped[images.names[index]] = str(error)
             return
@@ -159,7 +178,12 @@ def _build(
             on_progress(chunk.stop)
     pixels_NCHW.flush()
     np.save(folder / "sizes.npy", sizes_N2)
-    description = {"version": _VERSION, "canvas_px": canvas_px, "skipped": dict(sorted(skipped.items()))}
+    description = {
+        "version": _VERSION,
+        "channels": form.shape_CHW[0],
+        "canvas_px": form.canvas_px,
+        "skipped": dict(sorted(skipped.items())),
+    }
     (folder / "cache.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dino_core.errors import ImageError
+from dino_core.planes import Planes, decode_planes
 from dino_core.preprocess import decode
 from training.data.images import Images, UnreadableImage
 
@@ -20,12 +21,12 @@ class Canvas(NamedTuple):
     """One image, squashed."""
 
     pixels_CHW: Tensor
-    """uint8 [3, canvas_px, canvas_px]; the memory may be channels-last."""
+    """uint8 [C, canvas_px, canvas_px]; the memory may be channels-last."""
     size_px: tuple[int, int]
     """Height and width before it was squashed: upright, and for large JPEGs a half, quarter or eighth."""
 
 
-def load_canvas(images: Images, index: int, *, canvas_px: int) -> Canvas:
+def load_canvas(images: Images, index: int, *, canvas_px: int, planes: Planes | None = None) -> Canvas:
     """Reads one image and squashes it to a square: bicubic, antialiased, proportions not kept.
 
     Large JPEGs are decoded at a half, a quarter or an eighth, as long as no side falls below the canvas.
@@ -34,29 +35,36 @@ def load_canvas(images: Images, index: int, *, canvas_px: int) -> Canvas:
         UnreadableImage: It cannot be read, or is no image that we take.
     """
     try:
-        return canvas_of(images.read(index), canvas_px=canvas_px)
+        return canvas_of(images.read(index), canvas_px=canvas_px, planes=planes)
     except ImageError as error:
         raise UnreadableImage(error.title) from error
     except OSError as error:
         raise UnreadableImage(error.strerror or type(error).__name__) from error
 
 
-def canvas_of(content: bytes, *, canvas_px: int) -> Canvas:
-    """The canvas of an encoded image; see `load_canvas`.
+def canvas_of(content: bytes, *, canvas_px: int, planes: Planes | None = None) -> Canvas:
+    """The canvas of an encoded image, an RGB picture where there are no planes; see `load_canvas`.
 
     Raises:
         ImageError: It is no image that we take.
     """
-    rgb_CHW = decode(content, shorter_side_px=canvas_px)
-    height_px, width_px = rgb_CHW.shape[-2:]
+    pixels_CHW = (
+        decode(content, shorter_side_px=canvas_px) if planes is None else decode_planes(content, planes)
+    )
+    height_px, width_px = pixels_CHW.shape[-2:]
     # The memory is channels-last as `decode` gives it, for which torch's uint8 bicubic is vectorised.
     size = (canvas_px, canvas_px)
-    canvas = torch.nn.functional.interpolate(rgb_CHW[None], size=size, mode="bicubic", antialias=True)
+    canvas = torch.nn.functional.interpolate(pixels_CHW[None], size=size, mode="bicubic", antialias=True)
     return Canvas(canvas[0], (height_px, width_px))
 
 
 class CanvasSource(Protocol):
     """Where canvases come from: files, or the cache that was made of them."""
+
+    @property
+    def channels(self) -> int:
+        """Of every canvas."""
+        ...
 
     def read(self, index: int) -> Canvas:
         """The canvas of an image; UnreadableImage if it has none. Called from several threads."""
@@ -69,7 +77,13 @@ class DecodedCanvases:
 
     images: Images
     canvas_px: int
+    planes: Planes | None = None
+
+    @property
+    def channels(self) -> int:
+        """Of every canvas."""
+        return 3 if self.planes is None else self.planes.channels
 
     def read(self, index: int) -> Canvas:
         """Decodes one image."""
-        return load_canvas(self.images, index, canvas_px=self.canvas_px)
+        return load_canvas(self.images, index, canvas_px=self.canvas_px, planes=self.planes)

@@ -15,6 +15,8 @@ from torch import Tensor
 from training.errors import DataError
 
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
+RAW_SUFFIXES = (".npy", ".tif", ".tiff")
+"""Of images that are no pictures. They count only where there are none, as beside pictures they are masks."""
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -82,12 +84,14 @@ def find_images(root: Path) -> ImageList:
         raise DataError(f"{root} is {kind}: give a folder of images, flat or with sub-folders")
     files = sorted(_files_below(Path(os.path.realpath(root)), (), frozenset()))
     parts = [path for path in files if path[-1].lower().endswith(IMAGE_SUFFIXES)]
+    parts = parts or [path for path in files if path[-1].lower().endswith(RAW_SUFFIXES)]
     if not parts:
         others = Counter(Path(path[-1]).suffix or "no ending" for path in files).most_common(3)
         found = ", ".join(f"{count} with {suffix}" for suffix, count in others) or "nothing"
         raise DataError(
             f"found no image in {root} or its sub-folders: looked for names that end in "
-            f"{', '.join(IMAGE_SUFFIXES)} and found {found}; names that begin with a dot are skipped"
+            f"{', '.join(IMAGE_SUFFIXES + RAW_SUFFIXES)} and found {found}; names that begin "
+            "with a dot are skipped"
         )
     names = tuple("/".join(path) for path in parts)
     class_names = sorted({path[0] for path in parts})

@@ -73,7 +73,8 @@ class CanvasLoader:
             batch_size: Images of a batch over all processes.
             seed: The run's.
             workers: Threads that decode; 0: the caller's own; None: one for each core, at most 8.
-            source: Where canvases come from, as `training.data.cache.open_cache` gives; None: the files.
+            source: Where canvases come from, as `training.data.cache.open_cache` gives; None: the files,
+                as RGB.
             pin_memory: Page-locked batches, which a GPU fetches without waiting.
 
         Raises:
@@ -165,7 +166,9 @@ class CanvasLoader:
         """A batch whose rows are filled by the threads, or at once if there are none."""
         size, side = len(places_B), self._canvas_px
         batch = Batch(
-            torch.empty(size, 3, side, side, dtype=torch.uint8, pin_memory=self._pin_memory),
+            torch.empty(
+                size, self._source.channels, side, side, dtype=torch.uint8, pin_memory=self._pin_memory
+            ),
             torch.empty(size, 2, dtype=torch.int64),
             torch.empty(size, dtype=torch.int64),
         )

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.data.files import StoredFile
-from training.data.folder import IMAGE_SUFFIXES
+from training.data.folder import IMAGE_SUFFIXES, RAW_SUFFIXES
 from training.errors import DataError
 
-_VERSION = 1  # of the index's form
+_VERSION = 2  # of the index's form
 _INDEXED_AT_ONCE = 8
 
 _Sample = tuple[str, str, int, int]
@@ -82,7 +82,7 @@ def shard_images(shards: Sequence[StoredFile], *, origin: str) -> ShardImages:
     if not names:
         raise DataError(
             f"found no image in the {len(shards)} tar files of {origin}: looked for members whose names end "
-            f"in {', '.join(IMAGE_SUFFIXES)}"
+            f"in {', '.join(IMAGE_SUFFIXES + RAW_SUFFIXES)}"
         )
     if any(labels) and not all(labels):
         raise DataError(f"{names[labels.index('')]} has no .cls beside it and others have: give all or none")
@@ -128,6 +128,7 @@ def _index_dir() -> Path:
 def _samples(shard: StoredFile) -> list[_Sample]:
     """Reads the headers of a tar file."""
     images: dict[str, tuple[str, int, int]] = {}
+    raw: dict[str, tuple[str, int, int]] = {}  # counts where there are no pictures
     labels: dict[str, str] = {}
     try:
         with shard.open() as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
@@ -137,8 +138,11 @@ def _samples(shard: StoredFile) -> list[_Sample]:
                 stem = str(path.parent / path.name.split(".")[0])
                 if not member.isfile() or path.name.startswith("."):
                     continue
-                if path.suffix.lower() in IMAGE_SUFFIXES and stem not in images:
-                    images[stem] = (member.name, member.offset_data, member.size)
+                place = (member.name, member.offset_data, member.size)
+                if path.suffix.lower() in IMAGE_SUFFIXES:
+                    images.setdefault(stem, place)
+                elif path.suffix.lower() in RAW_SUFFIXES:
+                    raw.setdefault(stem, place)
                 elif path.suffix == ".cls":
                     file = tar.extractfile(member)
                     labels[stem] = file.read().decode("utf-8", "replace").strip() if file else ""
@@ -147,4 +151,6 @@ def _samples(shard: StoredFile) -> list[_Sample]:
             f"{shard.where} cannot be read as a tar file ({error}): give plain .tar files, not "
             "compressed ones"
         ) from error
-    return [(name, labels.get(stem, ""), offset, size) for stem, (name, offset, size) in images.items()]
+    return [
+        (name, labels.get(stem, ""), offset, size) for stem, (name, offset, size) in (images or raw).items()
+    ]

@@ -90,7 +90,7 @@ def read_pixels(
     return Pixels(
         pixels_NCHW=torch.stack([pixels for _, pixels in read])
         if read
-        else torch.empty(0, 3, side, side, dtype=torch.uint8),
+        else torch.empty(0, preprocessing.channels, side, side, dtype=torch.uint8),
         indices_N=torch.tensor([index for index, _ in read], dtype=torch.int64),
         skipped=skipped,
     )

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from dino_core.augment import Draws, View, augment, draw
 from training.checkpoint import write_synced
 from training.config import RunConfig
+from training.data.canvases import DecodedCanvases
 from training.data.images import Images
 from training.data.loader import Batch, CanvasLoader
 from training.data.opening import open_split
@@ -47,6 +48,7 @@ def write_preview(images: Images, config: RunConfig, run_dir: Path) -> Path:
         batch_size=min(MOST_IMAGES, config.batch_size, len(images)),
         seed=config.seed,
         workers=0,
+        source=DecodedCanvases(images, config.loading.canvas_px, config.planes()),
     ) as loader:
         batch = next(loader.batches(0))
     crops, views = config.crops, config.crops.views()

@@ -16,6 +16,8 @@ from app.inference.engine import Engine, ImageEmbedding, ImageFailure, make_embe
 from dino_core.backbones import make_backbone
 from dino_core.bundle import Bundle, load_bundle, write_bundle
 from dino_core.embedding import EmbeddingModel
+from dino_core.errors import BundleError
+from dino_core.planes import eight_bit_planes
 from dino_core.preprocess import Preprocessing, load_pixels
 
 MIN_COSINE = 0.9999  # what the product promises; the batch decides the order of sums, so that bits differ
@@ -212,3 +214,17 @@ class TestOnCuda:
             assert ((rows_ND * references_ND).sum(axis=1) >= self.MIN_COSINE_BFLOAT16).all()
 
         asyncio.run(asyncio.wait_for(play(), 120))
+
+
+def test_a_model_of_other_channels_than_rgb_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    planes = eight_bit_planes(5)
+    preprocessing = Preprocessing(resize_px=36, crop_px=32, mean=(0.5,) * 5, std=(0.5,) * 5, planes=planes)
+    network = make_backbone("test_resnet", in_channels=5)
+    write_bundle(
+        tmp_path / "five",
+        EmbeddingModel(network, preprocessing=preprocessing, pooling="mean"),
+        provenance={},
+        card="# Five\n",
+    )
+    with pytest.raises(BundleError, match="images of 5 channels .* the service embeds RGB pictures: use"):
+        make_embedder(load_bundle(tmp_path / "five"))
