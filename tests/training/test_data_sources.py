@@ -237,7 +237,7 @@ def test_rgb_weights_are_made_to_fit_other_channels(make_folder: MakeFolder, tmp
     words += ["--backbone.name", "test_resnet", "--optimizer.peak-lr", "1e-12", "--optimizer.end-lr", "0"]
     assert train(tmp_path, make_arrays(tmp_path / "arrays"), *words, name="five") == 0
     before, after = (
-        load_file(tmp_path / "models" / name / "model.safetensors")["conv1.weight"]
+        load_file(tmp_path / "models" / name / "model.safetensors")["conv1.0.weight"]
         for name in ("rgb", "five")
     )
     expected = before.repeat(1, 2, 1, 1)[:, :5] * 3 / 5
