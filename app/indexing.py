@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from rich.console import Console
 
-from app.client_items import Added, Failure, StoredItem, Upload
+from app.client.items import Added, Failure, StoredItem, Upload
 from app.errors import InvalidItem
 from app.index_report import Report, progress_bar
 from app.ledger import Ledger, SeenIds

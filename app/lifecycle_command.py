@@ -22,10 +22,10 @@ from rich.progress import (
 )
 
 from app.client import Client
+from app.client.lifecycle import LifecycleClient
 from app.errors import StorageError
 from app.inference.blocking import blocking_engine
 from app.inference.config import InferenceConfig
-from app.lifecycle_client import LifecycleClient
 from app.reindexing import FailedItem, Reindex
 from app.reindexing import Progress as Reindexing
 from app.search.embedded.library import Collections

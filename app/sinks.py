@@ -11,7 +11,7 @@ from typing import Final
 
 from app.adding import Addition, embed_patiently, make_items
 from app.client import DEFAULT_URL, Client, NoService, ServiceRefused
-from app.client_items import Added, Failure, StoredItem, Upload
+from app.client.items import Added, Failure, StoredItem, Upload
 from app.errors import FingerprintMismatch, StorageError, UnknownCollection
 from app.indexing import BatchRefused, RequestLimits
 from app.inference.config import InferenceConfig

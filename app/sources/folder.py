@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.client_items import Failure
+from app.client.items import Failure
 from app.sources.picture import (
     IMAGE_SUFFIXES,
     Entry,

@@ -16,7 +16,7 @@ from typing import Final, cast
 
 import orjson
 
-from app.client_items import Failure
+from app.client.items import Failure
 from app.search.collection import Json
 from app.sources.picture import (
     Entry,

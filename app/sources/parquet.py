@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.client_items import Failure
+from app.client.items import Failure
 from app.search.collection import Json
 from app.sources.listing import listed_entry, row_metadata
 from app.sources.picture import Entry, FailedPicture, NoPictures, Picture, clean, id_of, unreadable

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.client import Client
-from app.client_items import Added, Upload
+from app.client.items import Added, Upload
 from tests.app.running import ROOT, running_service, write_tiny_bundle
 
 PHOTOS = sorted((ROOT / "examples" / "photos").rglob("*.jpg"))[::3]

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from app.client import NoService
-from app.client_items import Added, Failure, StoredItem, Upload
+from app.client.items import Added, Failure, StoredItem, Upload
 from app.index_report import Report
 from app.indexing import BatchRefused, RequestLimits, Sink, add_pictures
 from app.ledger import Ledger

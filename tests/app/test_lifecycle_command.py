@@ -13,7 +13,7 @@ import pytest
 from app import sinks
 from app.cli import main
 from app.client import Client, NoService, ServiceRefused
-from app.lifecycle_client import LifecycleClient
+from app.client.lifecycle import LifecycleClient
 from app.search.collection import Item
 from app.search.embedded.library import Collections
 from tests.app.api.serving import multipart, photo

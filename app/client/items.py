@@ -1,13 +1,13 @@
 """What a client sends of items, and how it reads what became of them: plain data, no connection."""
 
 import base64
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from app.search.collection import Json, UpsertStatus
 
@@ -88,7 +88,8 @@ def item_line(item: Upload | NewVector) -> bytes:
     else:
         numbers = np.ascontiguousarray(item.embedding, dtype="<f4").tobytes()
         members["embedding"] = base64.b64encode(numbers).decode("ascii")
-    return orjson.dumps(members) + b"\n"
+    # Not orjson: the client needs none, and most of a line is one string that is plain already.
+    return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 def bodies_of(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -14,7 +14,8 @@ from urllib.parse import quote
 
 import httpx
 
-from app.client import Client, path_of
+from app.client.blocking import Client
+from app.client.collections import path_of
 from app.search.embedded.restoring import Restored
 from app.search.parquet import MEDIA_TYPE
 from app.search.parquet_import import Imported

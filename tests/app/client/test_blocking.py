@@ -1,19 +1,17 @@
-"""The client against a real service, and against one that is busy, broken or something else."""
+"""The client that waits, against a real service."""
 
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from app.client import Client, Embedded, NoService, ServiceRefused
-from app.client_items import Added, Failure, NewVector, Upload
-from app.client_search import Found, Weighted
+from app.client.items import Added, Failure, NewVector, Upload
+from app.client.search import Found, Weighted
 from app.search.collection import Json
 from tests.app.running import ROOT, Service, picture, running_service, write_tiny_bundle
 
@@ -251,106 +249,10 @@ def test_uploads_with_and_without_a_source_are_not_mixed(client: Client) -> None
         client.add("default", [with_source, *uploads(1)])
 
 
-def test_nobody_at_the_address_is_said_after_some_tries(hurried: list[float]) -> None:
-    with Client("http://127.0.0.1:9") as nobody:
-        with pytest.raises(NoService, match=r"no service answers at http://127.0.0.1:9"):
-            nobody.info()
-        assert hurried == [0.25, 0.5, 1.0]
-        hurried.clear()
-        with pytest.raises(NoService):
-            nobody.info(retry=False)
-        assert hurried == []
-
-
-def test_a_service_that_is_away_is_waited_for_as_long_as_was_said(
-    hurried: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now_s = 0.0
-    monkeypatch.setattr(time, "monotonic", lambda: now_s + sum(hurried))
-    with Client("http://127.0.0.1:9", absence_s=10.0) as nobody, pytest.raises(NoService):
-        nobody.info()
-    assert hurried == [0.25, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
-
-
 @pytest.mark.parametrize("address", ["", "localhost:8000", "ftp://localhost", "http://[::1", "http://a b"])
 def test_an_address_that_is_none_is_said_to_be_none(address: str) -> None:
     with pytest.raises(NoService), Client(address) as client:
         client.info(retry=False)
-
-
-Answer = tuple[int, dict[str, str], bytes]
-
-
-@pytest.fixture
-def answering() -> Iterator[Callable[[list[Answer]], str]]:
-    """Starts a server that gives such answers, in turn, the last one for ever; returns its address."""
-    servers: list[ThreadingHTTPServer] = []
-
-    def start(answers: list[Answer]) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, headers, body = answers.pop(0) if len(answers) > 1 else answers[0]
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-PROBLEM = b'{"code": "overloaded", "detail": "busy", "status": 429}'
-NO_COLLECTIONS: Answer = (200, {}, b'{"data": []}')
-
-
-def test_a_busy_service_is_asked_again_when_it_said(
-    answering: Callable[[list[Answer]], str], hurried: list[float]
-) -> None:
-    busy = [
-        (429, {"Retry-After": "3", "Retry-After-Ms": "2100"}, PROBLEM),
-        (503, {"Retry-After": "2"}, b""),
-        NO_COLLECTIONS,
-    ]
-    with Client(answering(busy)) as client:
-        assert client.collections() == []
-    assert hurried == [2.1, 2.0]
-
-
-def test_patience_has_an_end(answering: Callable[[list[Answer]], str], hurried: list[float]) -> None:
-    busy = answering([(429, {"Retry-After": "7"}, PROBLEM)])
-    with Client(busy, patience_s=5.0) as client, pytest.raises(ServiceRefused, match="busy"):
-        client.collections()
-    assert hurried == []
-
-
-def test_something_else_at_the_address_is_said_to_be_something_else(
-    answering: Callable[[list[Answer]], str],
-) -> None:
-    answers: list[Answer] = [
-        (200, {}, b"<html>"),
-        (404, {}, b'{"error": 1}'),
-        (200, {}, b'{"model": 3}'),
-        (200, {}, b"[]"),
-    ]
-    for answer in answers:
-        with Client(answering([answer])) as client, pytest.raises(NoService, match="not a dinoserve"):
-            client.info()
-
-
-def test_the_client_needs_no_torch_and_no_web_framework() -> None:
-    program = "import sys, app.client; sys.exit(any(m in sys.modules for m in ('torch', 'fastapi', 'faiss')))"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
 def test_search_needs_no_torch_and_no_web_framework() -> None:

@@ -1,18 +1,22 @@
-"""What a client asks of `/similar`, and how it reads the answer: plain data, no connection."""
+"""What a client asks of `/similar`, and how it reads the answer, as calls."""
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar, cast
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 
+from app.client.calls import Call, json_of
+from app.client.images import Image, bytes_of, image_parts
+from app.client.items import Failure, failure_of
 from app.search.collection import Json
 
-Image = bytes | Path
+Answer = TypeVar("Answer")
 Row = npt.NDArray[np.floating[Any]] | Sequence[float]
 
 
@@ -98,13 +102,46 @@ class Explained:
     took_ms: float
 
 
-def bytes_of(image: Image) -> bytes:
-    """An image's file.
+def similar(image: Image | None, query: Query) -> Call[list[Found] | Failure]:
+    """Asks for the nearest items of one thing."""
+    return _call(image, body_of(query), lambda answer: _found(answer["data"][0]))
 
-    Raises:
-        OSError: It can't be read.
-    """
-    return image.read_bytes() if isinstance(image, Path) else image
+
+def similar_groups(
+    group_by: str | Sequence[str], image: Image | None, query: Query, *, group_size: int
+) -> Call[list[FoundGroup] | Failure]:
+    """Asks for the best items of each value of a field."""
+    keys = group_by if isinstance(group_by, str) else list(group_by)
+    body = body_of(query) | {"group_by": keys, "group_size": group_size}
+
+    def read(answer: Mapping[str, Any]) -> list[FoundGroup] | Failure:
+        (one,) = answer["data"]
+        return failure_of(one) if "error" in one else groups_of(one["groups"])
+
+    return _call(image, body, read)
+
+
+def similar_each(
+    images: Sequence[Image],
+    ids: Sequence[str],
+    vectors: Sequence[Row] | npt.NDArray[np.floating[Any]],
+    options: Options,
+) -> Call[list[list[Found] | Failure]]:
+    """Asks for the nearest items of several things at once."""
+    body = body_of(cast(Query, options))
+
+    def read(answer: Mapping[str, Any]) -> list[list[Found] | Failure]:
+        return [_found(one) for one in answer["data"]]
+
+    if len(images):
+        return _image_call(images, body, read)
+    by = {"id": list(ids)} if len(ids) else {"embedding": vectors_text(vectors)}
+    return _call(None, body | by, read)
+
+
+def explain(image: Image | None, query: Query) -> Call[Explained]:
+    """Asks how a search is done."""
+    return _call(image, body_of(query) | {"explain": True}, lambda answer: explained_of(answer["explain"]))
 
 
 def body_of(query: Query) -> dict[str, Any]:
@@ -177,3 +214,34 @@ def _base64(row: Row) -> str:
 
 def _little_endian(row: Row) -> bytes:
     return np.asarray(row, dtype="<f4").tobytes()
+
+
+def _call(
+    image: Image | None, body: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Answer]
+) -> Call[Answer]:
+    if image is not None:
+        return _image_call([image], body, read)
+    return Call(method="POST", path="/similar", read=_reader(read), request={"json": dict(body)})
+
+
+def _image_call(
+    images: Sequence[Image], body: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Answer]
+) -> Call[Answer]:
+    return Call(
+        method="POST",
+        path="/similar",
+        read=_reader(read),
+        request={
+            "params": parameters_of(body) | {"on_error": "item"},
+            "files": image_parts(map(bytes_of, images)),
+        },
+        embeds=True,
+    )
+
+
+def _reader(read: Callable[[Mapping[str, Any]], Answer]) -> Callable[[httpx.Response], Answer]:
+    return lambda response: read(json_of(response))
+
+
+def _found(one: Mapping[str, Any]) -> list[Found] | Failure:
+    return failure_of(one) if "error" in one else found_of(one["neighbours"])
