@@ -187,6 +187,7 @@ def _place(settings: IndexPlaceSettings) -> Place:
         data_dir=settings.data_dir,
         model=settings.model,
         device=_device(settings.device),
+        backend=settings.backend,
     )
 
 

@@ -157,7 +157,8 @@ def index_reindex(told: IndexReindexSettings, place: Place) -> int:
     with (
         _directory(place) as catalogue,
         blocking_engine(
-            load_bundle(place.model, device=place.device), InferenceConfig(timeout_s=None)
+            load_bundle(place.model, device=place.device),
+            InferenceConfig(backend=place.backend, timeout_s=None),
         ) as engine,
     ):
         reindex = Reindex(

@@ -22,7 +22,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from app.inference.config import InferenceConfig
+from app.inference.config import Backend, InferenceConfig
 from dino_core.decoding import PILLOW_MAX_PIXELS
 from dino_core.preprocess import ImageLimits
 
@@ -121,6 +121,8 @@ class IndexPlaceSettings(_FlagsEnvironmentFile):
     """The bundle that embeds, if no service runs."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N, if no service runs."""
+    backend: Backend = "auto"
+    """What computes the model on a CPU, if no service runs; auto takes the fastest that is installed."""
     api_key_file: Path | None = None
     """File whose first key is sent to the service."""
     config: Path | None = None
@@ -289,6 +291,9 @@ class Settings(_FlagsEnvironmentFile):
     """Services with the same one share their collections on that server; at most 20 letters and digits."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
+    backend: Backend = "auto"
+    """What computes the model on a CPU: torch, onnxruntime or openvino; auto measures at the start those that
+    are installed, and takes the fastest that agrees with torch."""
 
     api_key_file: Path | None = None
     """File of API keys, one a line; with it, every request for data needs one of them."""
@@ -408,6 +413,7 @@ class Settings(_FlagsEnvironmentFile):
     def inference(self) -> InferenceConfig:
         """The part that is the engine's."""
         return InferenceConfig(
+            backend=self.backend,
             max_batch=self.max_batch_size,
             decode_threads=self.decode_threads,
             compute_threads=self.compute_threads,

@@ -14,7 +14,7 @@ from app.client import DEFAULT_URL, Client, NoService, ServiceRefused
 from app.client.items import Added, Failure, StoredItem, Upload
 from app.errors import FingerprintMismatch, StorageError, UnknownCollection
 from app.indexing import BatchRefused, RequestLimits
-from app.inference.config import InferenceConfig
+from app.inference.config import Backend, InferenceConfig
 from app.inference.engine import Engine
 from app.inference.results import ImageFailure
 from app.inference.threads import cpu_budget
@@ -158,6 +158,7 @@ class Place:
         data_dir: Of collections, without a service.
         model: A bundle, without a service.
         device: Without a service.
+        backend: What computes on a CPU, without a service.
     """
 
     server: str | None = None
@@ -165,6 +166,7 @@ class Place:
     data_dir: Path = Path("data")
     model: Path = Path("models/default")
     device: str = "cpu"
+    backend: Backend = "torch"
 
 
 @contextlib.contextmanager
@@ -232,7 +234,10 @@ def _answers(client: Client) -> bool:
 def _open_engine_sink(place: Place, name: str) -> Iterator[EngineSink]:
     with contextlib.ExitStack() as stack:
         catalogue = stack.enter_context(Collections.open(place.data_dir))
-        engine = Engine(load_bundle(place.model, device=place.device), InferenceConfig(timeout_s=None))
+        engine = Engine(
+            load_bundle(place.model, device=place.device),
+            InferenceConfig(backend=place.backend, timeout_s=None),
+        )
         collection = _collection_for(engine, catalogue, name)
         loop = stack.enter_context(_running_loop())
         asyncio.run_coroutine_threadsafe(engine.start(), loop).result()

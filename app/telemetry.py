@@ -124,9 +124,13 @@ class _Served(Collector):
         self._gauges = gauges
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        info = GaugeMetricFamily(f"{_PREFIX}model_info", "The models served", labels=["id", "fingerprint"])
+        info = GaugeMetricFamily(
+            f"{_PREFIX}model_info",
+            "The models served, and what computes them",
+            labels=["id", "fingerprint", "backend"],
+        )
         for model in self._models():
-            info.add_metric([model.id, model.fingerprint], 1)
+            info.add_metric([model.id, model.fingerprint, model.backend], 1)
         yield info
         for name, value in self._gauges().items():
             yield GaugeMetricFamily(_PREFIX + name, _GAUGES.get(name, name), value=value)
@@ -164,6 +168,8 @@ def set_up_logs(*, level: str, json_lines: bool) -> None:
     logging.getLogger("app.requests").setLevel(level.upper() if json_lines else "WARNING")
     # Its news are lines about its own start and stop; the command line says that in one of ours.
     logging.getLogger("uvicorn").setLevel("WARNING")
+    for converter in ("onnx_ir", "onnxscript", "torch.onnx"):  # these tell of every node that they change
+        logging.getLogger(converter).setLevel("WARNING")
 
 
 def _labels(name: CounterName) -> list[str]:

@@ -45,7 +45,8 @@ def to_onnx(model: EmbeddingModel) -> bytes:
     """
     _refuse_unsuitable(model)
     onnx, onnxruntime, _ = (_package(name) for name in ("onnx", "onnxruntime", "onnxscript"))
-    pixels_BCHW = torch.zeros((2, 3, *[model.preprocessing.crop_px] * 2), dtype=torch.uint8)
+    size_px = model.preprocessing.crop_px
+    pixels_BCHW = torch.zeros((2, model.preprocessing.channels, size_px, size_px), dtype=torch.uint8)
     try:
         program = torch.onnx.export(
             model,

@@ -21,6 +21,7 @@ async def info(state: StateDep) -> Response:
     settings, models = state["settings"], state["models"].all()
     limits = models[0].engine.config.limits
     described = [_described(model) for model in models]
+    backends = {model.info.backend for model in models} - {"torch"}
     content = {
         "model": described[0],
         "models": described,
@@ -36,7 +37,7 @@ async def info(state: StateDep) -> Response:
             "request_timeout_s": settings.request_timeout_s,
             "max_request_timeout_s": settings.max_request_timeout_s,
         },
-        "versions": {"dinoserve": version("dinoserve"), "torch": version("torch")},
+        "versions": {name: version(name) for name in ("dinoserve", "torch", *backends)},
     }
     return answers.structured(content, answers.JSON)
 
@@ -49,5 +50,6 @@ def _described(model: ServedModel) -> dict[str, Any]:
         "pooling": manifest.pooling,
         "normalised": manifest.normalise,
         "input_px": model.engine.input_px,
+        "backend": model.info.backend,
         "preprocessing": manifest.preprocessing.to_json(),
     }

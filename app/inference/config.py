@@ -1,8 +1,11 @@
 """Bounds of the engine, and what the machine fills in where they are left open."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dino_core.preprocess import ImageLimits
+
+Backend = Literal["auto", "torch", "onnxruntime", "openvino"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,6 +14,7 @@ class InferenceConfig:
 
     Attributes:
         cores: That the engine may keep busy: all of the process's.
+        backend: What computes the model on a CPU; "auto" measures those that are installed, in some seconds.
         max_batch: Images of a launch; 8 on a CPU, 64 on CUDA.
         decode_threads: Every core where the model has a device of its own; half of them where it shares them.
         compute_threads: Native threads of the model on a CPU.
@@ -27,6 +31,7 @@ class InferenceConfig:
     """
 
     cores: int | None = None
+    backend: Backend = "torch"
     max_batch: int | None = None
     decode_threads: int | None = None
     compute_threads: int | None = None

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from app.errors import DeadlineExceeded, InvalidPixels, NotReady, OutputUnavailable, Overloaded, TooLarge
 from app.inference.admission import BULK_SHARE, Admission, Cost
+from app.inference.backends import cpu_embedder
 from app.inference.batcher import DeviceLost, Dropped
-from app.inference.config import InferenceConfig
+from app.inference.config import Backend, InferenceConfig
 from app.inference.cuda import CudaEmbedder
-from app.inference.embedder import Embedder, TorchEmbedder
+from app.inference.embedder import BackendUnavailable, Embedder
 from app.inference.features import Array, FeatureReader, Reading
 from app.inference.headers import header_of
 from app.inference.lanes import Lane
@@ -48,6 +49,9 @@ class Engine:
         model: A bundle, or an embedder of one's own.
         config: Bounds; None for the defaults.
         observer: Hears what happens; the default keeps totals in memory, as `stats`.
+
+    Raises:
+        BackendUnavailable: See `make_embedder`, and so ConversionError.
     """
 
     def __init__(
@@ -61,7 +65,12 @@ class Engine:
         self._config = config
         self._observer: Observer = observer or EngineStats()
         if isinstance(model, Bundle):
-            self._embedder = make_embedder(model, max_batch=config.max_batch)
+            self._embedder = make_embedder(
+                model,
+                max_batch=config.max_batch,
+                backend=config.backend,
+                threads=_compute_threads(config),
+            )
         else:
             self._embedder = model
         self.features = FeatureReader(model) if isinstance(model, Bundle) else None
@@ -411,15 +420,21 @@ class Engine:
         return self._admission.held.images == 0
 
 
-def make_embedder(bundle: Bundle, *, max_batch: int | None = None) -> Embedder:
+def make_embedder(
+    bundle: Bundle, *, max_batch: int | None = None, backend: Backend = "torch", threads: int = 1
+) -> Embedder:
     """The embedder for the device that the bundle's model is on.
 
     Args:
         bundle: Loaded.
         max_batch: None for the device's default.
+        backend: What computes on a CPU.
+        threads: Native threads of a launch on a CPU.
 
     Raises:
         BundleError: The model does not take RGB pictures.
+        BackendUnavailable: The backend isn't installed, disagrees with torch, or isn't for this device.
+        ConversionError: The model can't be had in the format that the backend reads.
     """
     if (planes := bundle.manifest.preprocessing.planes) is not None:
         raise BundleError(
@@ -427,9 +442,15 @@ def make_embedder(bundle: Bundle, *, max_batch: int | None = None) -> Embedder:
             "service embeds RGB pictures: use `dino-train eval` on such images, or serve another model"
         )
     sizes = {} if max_batch is None else {"max_batch": max_batch}
-    if next(bundle.model.parameters()).device.type == "cuda":
-        return CudaEmbedder(bundle, **sizes)
-    return TorchEmbedder(bundle, **sizes)
+    device = next(bundle.model.parameters()).device.type
+    if device == "cpu":
+        return cpu_embedder(bundle, backend, threads=threads, **sizes)
+    if backend not in ("auto", "torch"):
+        raise BackendUnavailable(
+            f"--backend {backend} computes on the CPU, and the model is on {device}, where torch is what is "
+            "measured and tested: leave --backend out, or add --device cpu"
+        )
+    return CudaEmbedder(bundle, **sizes)
 
 
 def _bulk_capacity(config: InferenceConfig) -> Cost:
@@ -448,11 +469,15 @@ def _pipeline_config(config: InferenceConfig, embedder: Embedder) -> PipelineCon
     decode_threads = cores if embedder.pinned else max(1, cores // 2)
     return PipelineConfig(
         decode_threads=config.decode_threads or decode_threads,
-        # torch's own number knows of OMP_NUM_THREADS and of hyperthreads, yet not of a container's quota.
-        compute_threads=config.compute_threads or min(torch.get_num_threads(), cores),
+        compute_threads=_compute_threads(config),
         cache_rows=config.cache_rows,
         limits=config.limits,
     )
+
+
+def _compute_threads(config: InferenceConfig) -> int:
+    # torch's own number knows of OMP_NUM_THREADS and of hyperthreads, yet not of a container's quota.
+    return config.compute_threads or min(torch.get_num_threads(), config.cores or cpu_budget())
 
 
 def _result(row: Row | None, picture: Picture | None) -> ImageEmbedding | ImageFailure:

@@ -259,9 +259,11 @@ class Pipeline:
         with _naming_lack_of_room():
             collect = self._embedder.launch(chunks)
 
+        shape = (len(places), self._embedder.model.dimensions)
+
         def rows() -> list[Row]:
             with _naming_lack_of_room():
-                return _rows_in_place(collect(), places)
+                return _rows_in_place(_of_shape(collect(), shape), places)
 
         return rows
 
@@ -292,6 +294,15 @@ class Pipeline:
         if work.begun_as_bulk:
             work.begun_as_bulk = False
             self._decoders.bulk_ended()
+
+
+def _of_shape(rows_BD: Array, shape: tuple[int, int]) -> Array:
+    """The rows, if they are what was promised: the batcher then looks for the entry that is to blame."""
+    if rows_BD.shape != shape or rows_BD.dtype != np.float32:
+        raise ValueError(
+            f"the model gave {rows_BD.dtype} {list(rows_BD.shape)}, expected float32 {list(shape)}"
+        )
+    return rows_BD
 
 
 @contextmanager

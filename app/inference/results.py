@@ -17,11 +17,13 @@ class ModelInfo:
         id: The bundle's name.
         fingerprint: "sha256:…" over weights, architecture, preprocessing, pooling and normalisation.
         dimensions: Length of an embedding.
+        backend: The software that computes it: torch, onnxruntime or openvino.
     """
 
     id: str
     fingerprint: str
     dimensions: int
+    backend: str = "torch"
 
 
 @dataclass(frozen=True, slots=True)
