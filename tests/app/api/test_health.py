@@ -40,7 +40,7 @@ def test_metrics_tell_of_images_requests_and_the_model(start: StartApi) -> None:
     assert 'dino_serve_requests_total{code="200",route="/embed"} 1.0' in lines
     assert "dino_serve_ready 1.0" in lines
     fingerprint = api.bundle.manifest.fingerprint
-    assert f'dino_serve_model_info{{fingerprint="{fingerprint}",id="tiny"}} 1.0' in lines
+    assert f'dino_serve_model_info{{backend="torch",fingerprint="{fingerprint}",id="tiny"}} 1.0' in lines
 
 
 def test_two_services_in_one_process_count_for_themselves(start: StartApi, api: Api) -> None:
