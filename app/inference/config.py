@@ -25,7 +25,7 @@ class InferenceConfig:
         max_pixels_in_flight: As their headers declare, which is what decoding costs.
         limits: What one picture may be.
         timeout_s: A request's deadline if it names none; None for no deadline.
-        cache_rows: Embeddings to keep by content; 0 for none.
+        cache_rows: Embeddings to keep by content, each of 4 bytes a dimension and about 300 more; 0 for none.
         drain_s: How long `stop` waits for requests that are under way.
         stall_s: A batch that is longer on the device than this means that the device hangs.
     """
