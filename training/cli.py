@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dino_core.errors import DinoError
 from training.commands.attention import AttentionSettings, attention_command
+from training.commands.check import CheckSettings, check_command
 from training.commands.evaluate import EvalSettings, eval_command
 from training.commands.export import ExportSettings, export_command
 from training.commands.parsing import parsed
@@ -23,6 +24,7 @@ USAGE = """usage: dino-train COMMAND ...
 
   run        train a teacher on a folder of images; ends with a bundle in models/
   recipes    list the recipes, or print one in full
+  check      look for images that cannot be read, are there twice or are too small
   eval       measure models: k-NN, linear probe, retrieval, copies, spread and rank
   export     write the teacher of a checkpoint as a bundle
   report     write the page that explains a run, finished or not
@@ -66,6 +68,8 @@ def _dispatch(command: str, words: Sequence[str], console: Console) -> int:
             return run_command(parsed(RunSettings, command, words))
         case "recipes":
             recipes_command(parsed(RecipesSettings, command, words), console)
+        case "check":
+            return check_command(parsed(CheckSettings, command, words), console)
         case "eval":
             eval_command(parsed(EvalSettings, command, words), console)
         case "export":
@@ -76,7 +80,7 @@ def _dispatch(command: str, words: Sequence[str], console: Console) -> int:
             attention_command(parsed(AttentionSettings, command, words), console)
         case _:
             raise ConfigError(
-                f"there is no command {command!r}: give run, recipes, eval, export, report or attention; "
-                "--help explains them"
+                f"there is no command {command!r}: give run, recipes, check, eval, export, report or "
+                "attention; --help explains them"
             )
     return 0

@@ -220,10 +220,14 @@ class LoadingConfig(Part):
     """Side of the square to which every decoded image is resized; crops are cut from it."""
     workers: Annotated[int, Field(ge=0)] = 8
     """Threads that decode ahead of the training."""
-    cache: bool = True
-    """Keep decoded images on disk, so that each file is decoded once."""
+    cache: Literal["disk", "memory", "off"] = "disk"
+    """Keep decoded images on disk, or in memory that all processes of the machine share and that goes with
+    them, so that each file is decoded once; or decode them each time."""
     cache_dir: Path | None = None
-    """Where the decoded images are kept; a folder in the run directory if not given."""
+    """Where `disk` keeps them; a folder in the run directory if not given."""
+    check: Literal["sample", "whole", "off"] = "sample"
+    """Look before the run for images that cannot be read, are there twice or are too small: at 256 of them,
+    or at all."""
 
 
 class EvaluationConfig(Part):

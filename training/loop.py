@@ -18,8 +18,6 @@ from dino_core.errors import CollapseError
 from training.checkpoint import load_newest, save_checkpoint
 from training.config import RunConfig
 from training.data.addresses import name_of
-from training.data.cache import open_cache
-from training.data.canvases import DecodedCanvases
 from training.data.images import Images, digests_of
 from training.data.loader import Batch, CanvasLoader
 from training.data.opening import open_split
@@ -28,11 +26,13 @@ from training.errors import ConfigError, DataError
 from training.evaluation.monitor import Monitor, make_monitor
 from training.export import export_teacher, teacher_model
 from training.guard import Guard, Sickness
+from training.loading import findings, open_loader
 from training.machine import keep_freed_memory
 from training.report.gallery import Gallery
 from training.report.preview import write_preview
 from training.report.writing import report_at_the_end
 from training.rundir import (
+    CHECK_FILE,
     RESULT_FILE,
     RunDirectory,
     RunPlan,
@@ -137,6 +137,8 @@ def _run_in(
         screen.say(_opening(config, images, state, device))
         monitor = log = gallery = None
         if world.is_first:
+            if state.step == 0:
+                _look_at(images, val_images, config, directory, screen)
             write_preview(images, config, directory.path)
             monitor = make_monitor(images, val_images, config.preprocessing(), config.evaluation)
             gallery = Gallery(
@@ -162,7 +164,9 @@ def _run_in(
             config=config,
             directory=directory,
             images=images,
-            loader=stack.enter_context(_loader(images, config, directory)),
+            loader=stack.enter_context(
+                open_loader(images, config, directory.path, world=world, device=device)
+            ),
             monitor=monitor,
             gallery=gallery,
             log=log,
@@ -294,28 +298,6 @@ def _face(sickness: Sickness, state: TrainState, parts: Parts) -> None:
     parts.screen.say(sentence)
 
 
-def _loader(images: Images, config: RunConfig, directory: RunDirectory) -> CanvasLoader:
-    source = (
-        open_cache(
-            images,
-            canvas_px=config.loading.canvas_px,
-            planes=config.planes(),
-            cache_dir=config.loading.cache_dir or directory.path / "cache",
-            workers=config.loading.workers or None,
-        )
-        if config.loading.cache
-        else DecodedCanvases(images, config.loading.canvas_px, config.planes())
-    )
-    return CanvasLoader(
-        images,
-        canvas_px=config.loading.canvas_px,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        workers=config.loading.workers,
-        source=source,
-    )
-
-
 def _report_skipped(skipped: dict[str, str], parts: Parts) -> None:
     if not parts.world.is_first:
         return
@@ -335,6 +317,17 @@ def _opening(config: RunConfig, images: Images, state: TrainState, device: torch
         f"{config.recipe} {verb} {config.steps} steps of {config.batch_size} images on {device}: "
         f"{config.backbone.name}, {config.head.num_prototypes} prototypes; {len(images)} images{classes}"
     )
+
+
+def _look_at(
+    images: Images, val_images: Images | None, config: RunConfig, directory: RunDirectory, screen: Screen
+) -> None:
+    """Says before the first step what is wrong with the images, and writes which ones."""
+    found = findings(images, val_images, config)
+    if found is not None:
+        report, sentence = found
+        directory.write(CHECK_FILE, report.to_json())
+        screen.say(f"{sentence}; they are named in {directory.path / CHECK_FILE}")
 
 
 def _about_planes(config: RunConfig) -> str:

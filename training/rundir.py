@@ -3,6 +3,7 @@
 runs/NAME/
     config.json      every setting, resolved, and where data and bundle are
     data.json        how many images there were, and hashes of their names and stamps
+    check.json       what was wrong with the images that were looked at before the first step
     metrics.jsonl    one line a logged step or evaluation
     checkpoints/     see training.checkpoint
     skipped.json     files that could not be read, with the reason
@@ -30,6 +31,7 @@ from training.distributed import World
 from training.errors import RunDirectoryError
 
 CONFIG_FILE = "config.json"
+CHECK_FILE = "check.json"
 DATA_FILE = "data.json"
 RESULT_FILE = "result.json"
 
@@ -199,6 +201,7 @@ def _refuse_old_run(directory: RunDirectory) -> None:
     foreign = {entry.name for entry in path.iterdir()} - {
         "lock",
         CONFIG_FILE,
+        CHECK_FILE,
         DATA_FILE,
         "metrics.jsonl",
         "skipped.json",

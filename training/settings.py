@@ -43,6 +43,7 @@ OPERATIONAL = (
     "log_every_steps",
     "loading.workers",
     "loading.cache",
+    "loading.check",
     "checkpoints.",
     "guard.",
     "trackers",

@@ -109,7 +109,7 @@ def sizes_of(config: RunConfig, images: Images) -> Sizes:
         measured_images=sample,
         memory_bytes=memory_bytes,
         free_bytes=free_bytes,
-        cache_bytes=len(images) * _canvas_bytes(config) if config.loading.cache else 0,
+        cache_bytes=len(images) * _canvas_bytes(config) if config.loading.cache != "off" else 0,
         checkpoint_bytes=measured.state_bytes,
         checkpoints=min(config.checkpoints.keep, -(-config.steps // config.checkpoints.every_steps)) + 1,
     )
@@ -279,14 +279,16 @@ def _seconds(
     threads = max(1, min(config.loading.workers, usable_cores()))
     decode_batch_s = measured.decoding_s * config.batch_size / threads
     counted, once_s = 0.0, measured.decoding_s * _evaluated(config, num_images)
-    if config.loading.cache:
+    if config.loading.cache != "off":
         once_s += measured.decoding_s * num_images / usable_cores()
     elif device.type == "cpu":  # decoding and training share the cores
         counted = measured.decoding_s * config.batch_size / usable_cores()
     evaluations = 1 + -(-config.steps // config.evaluation.every_steps)
     once_s += evaluations * measured.evaluation_s * _evaluated(config, num_images)
     low, high = (
-        once_s + config.steps * max(step_s * scale + counted, 0.0 if config.loading.cache else decode_batch_s)
+        once_s
+        + config.steps
+        * max(step_s * scale + counted, 0.0 if config.loading.cache != "off" else decode_batch_s)
         for step_s in (min(measured.steps_s), max(measured.steps_s))
     )
     # A machine that has other work now and then was seen to vary by a tenth over a run.

@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
     "loss": {"teacher_temperature": 0.07, "teacher_temperature_warmup_steps": 3},
     "teacher": {"momentum_start": 0.9},
     "optimizer": {"peak_lr": 0.01, "warmup_steps": 2, "freeze_last_layer_steps": 1},
-    "loading": {"canvas_px": 20, "workers": 0, "cache": False},
+    "loading": {"canvas_px": 20, "workers": 0, "cache": "off"},
     "evaluation": {"every_steps": 3, "resize_px": 16, "crop_px": 16, "neighbours": 3},
     "checkpoints": {"every_steps": 2},
 }

@@ -187,7 +187,7 @@ def test_five_channels_of_sixteen_bits_train_go_on_and_are_measured_by_their_bun
     assert saved["loading"]["scale_low"] == list(planes.low)
     assert len(saved["crops"]["mean"]) == 5
 
-    assert train(tmp_path, data, *words, "--loading.cache", name="cut") == 0
+    assert train(tmp_path, data, *words, "--loading.cache", "memory", name="cut") == 0
     assert weights_of(tmp_path, "cut") == weights_of(tmp_path, "whole"), "the cache changes nothing"
     run_dir = tmp_path / "runs" / "cut"
     (tmp_path / "models" / "cut").rename(tmp_path / "models" / "taken")

@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
         head={"batch_norm": True},
         crops={"global_px": 32, "local_px": 16},
         optimizer={"name": "sgd"},
-        loading={"workers": 2, "cache": True, "canvas_px": 40},
+        loading={"workers": 2, "cache": "disk", "canvas_px": 40},
         checkpoints={"every_steps": 3},
         evaluation={"every_steps": 100},
     )

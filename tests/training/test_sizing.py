@@ -53,7 +53,7 @@ def test_a_plan_says_what_the_run_then_takes_and_writes_nothing(
     make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = make_folder(per_class=10)
-    ask = ["--batch-size", "5", "--loading.cache", "--checkpoints.every-steps", "2"]
+    ask = ["--batch-size", "5", "--loading.cache", "disk", "--checkpoints.every-steps", "2"]
     assert main(words(data, tmp_path, "--plan", *ask)) == 0
     said = capsys.readouterr().out
     assert "steps   3 of 5 images, 0.8 passes over the images" in said

@@ -8,6 +8,8 @@ A cache is a folder `canvases-<key>` with
 
 The key is a hash of the names, sizes and times of the files and of the canvas side, so a cache is of exactly
 these files or of others. Memory stays flat however many images there are: the pages belong to the system.
+The same folder in the system's shared memory is the cache in memory: one for all processes of a machine, and
+gone when the last of them ends, however it ends.
 
 Dimension key: N images of the data set · C channels
 """
@@ -36,6 +38,9 @@ from training.machine import usable_cores
 
 _VERSION = 2
 _CHUNK = 256  # images handed to the threads at a time: enough to keep them busy, few enough to stop soon
+
+
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps files in memory
 
 
 class CachedCanvases:
@@ -106,6 +111,24 @@ def open_cache(
             _build(images, unfinished, form, workers=workers, on_progress=on_progress)
             unfinished.rename(folder)
     return CachedCanvases(folder, images)
+
+
+def memory_cache_dir() -> Path:
+    """Where a cache in memory is built; its name is forgotten with `forget`.
+
+    Raises:
+        DataError: This system has no files in memory.
+    """
+    if not SHARED_MEMORY.is_dir():
+        raise DataError(
+            f"loading.cache memory needs {SHARED_MEMORY}, which this system lacks: take disk or off"
+        )
+    return SHARED_MEMORY / f"dinoserve-{os.getuid()}"
+
+
+def forget(images: Images, *, canvas_px: int, cache_dir: Path, planes: Planes | None = None) -> None:
+    """Removes a cache's files; processes that have opened it keep what is in it until they end."""
+    shutil.rmtree(cache_dir / f"canvases-{_key(images, _Form(canvas_px, planes))}", ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from training.config import (
 from training.recipes.size import Resolved, RunSize, at_most
 
 # 1.28 M canvases of 288 px would take 319 GB: they are decoded anew each epoch.
-_LOADING = LoadingConfig(cache=False)
+_LOADING = LoadingConfig(cache="off")
 
 
 @dataclass(frozen=True)

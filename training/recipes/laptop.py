@@ -101,7 +101,7 @@ def smoke(size: RunSize) -> Resolved:
         crops=CropsConfig(global_px=32, local_px=16, local_count=2, blur_sigma_px=(0.1, 0.4)),
         teacher=TeacherConfig(momentum_start=0.9, momentum_end=1.0),
         optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=at_most(5, steps, share=0.25), clip="global"),
-        loading=LoadingConfig(canvas_px=48, workers=2, cache=False),
+        loading=LoadingConfig(canvas_px=48, workers=2, cache="off"),
         evaluation=EvaluationConfig(
             every_steps=max(1, steps // 2),
             max_bank_images=300,
