@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import math
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -235,7 +236,7 @@ def _serve(
         drain_s=settings.drain_seconds,
     )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_serve_and_greet(server, listener, _greeting(settings, models, listener)))
+        runner.run(_serve_and_greet(server, listener, _greeting(settings, models, listener), models))
     if not server.started:
         raise _CannotStart("the service could not start; the log above says why")
     if server.lost:
@@ -257,7 +258,9 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-async def _serve_and_greet(server: uvicorn.Server, listener: socket.socket, greeting: str) -> None:
+async def _serve_and_greet(
+    server: uvicorn.Server, listener: socket.socket, greeting: str, models: ServedModels
+) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not (server.started or serving.done()):
         await asyncio.sleep(_STARTED_POLL_S)
@@ -266,7 +269,20 @@ async def _serve_and_greet(server: uvicorn.Server, listener: socket.socket, gree
         gc.collect()
         gc.freeze()
         _say(greeting)
+        _reload_on_sighup(models)
     await serving
+
+
+def _reload_on_sighup(models: ServedModels) -> None:
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
+
+    def reload() -> None:
+        task = loop.create_task(models.reload_changed())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
 
 
 def _greeting(settings: Settings, models: ServedModels, listener: socket.socket) -> str:

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.middleware import Middleware
 
 from app.api import (
+    admin,
     aliases,
     attention,
     collections,
@@ -50,6 +51,7 @@ from app.telemetry import Metrics
 DEFAULT_COLLECTION = "default"
 
 _RESOURCES = (
+    admin,
     embed,
     similar,
     collections,

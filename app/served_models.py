@@ -18,7 +18,7 @@ from app.inference.config import InferenceConfig
 from app.inference.engine import Engine
 from app.inference.results import ModelInfo
 from app.inference.stats import Observer
-from app.inference.threads import cpu_budget
+from app.inference.threads import cpu_budget, use_native_threads
 from dino_core.bundle import Bundle, Manifest, read_manifest
 from dino_core.errors import DinoError
 
@@ -254,7 +254,7 @@ class ServedModels:
 
     def give_up(self) -> None:
         """Lets every engine answer what it has with an error, at once."""
-        for model in self.all():
+        for model in [*self.all(), *([self._old] if self._old else [])]:
             model.engine.give_up()
 
     async def _begin(self, old: ServedModel, path: Path, *, patience_s: float | None) -> Reloaded:
@@ -280,7 +280,7 @@ class ServedModels:
     async def _replace(self, old: ServedModel, path: Path) -> ServedModel:
         loop = asyncio.get_running_loop()
         try:
-            new = await loop.run_in_executor(None, self._load, old.name, path)
+            new = await loop.run_in_executor(None, self._load_beside, old.name, path)
             await new.engine.start()
         except DinoError as error:
             raise ModelRefused(f"{error}; the model before still answers") from None
@@ -304,6 +304,10 @@ class ServedModels:
         self._old = old
         self._retiring = asyncio.create_task(self._retire(old, unheld))
         return new
+
+    def _load_beside(self, name: str, path: Path) -> ServedModel:
+        use_native_threads(1)  # the others belong to those who wait for an answer
+        return self._load(name, path)
 
     async def _retire(self, old: ServedModel, unheld: asyncio.Event) -> None:
         """Frees a model once no request holds it."""
