@@ -5,18 +5,23 @@ Dimension key: N images of the data set
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from training.data.names import PackedNames
 from training.errors import DataError
 
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 RAW_SUFFIXES = (".npy", ".tif", ".tiff")
 """Of images that are no pictures. They count only where there are none, as beside pictures they are masks."""
+_DEEPER = (
+    "\0"  # between the parts of a path while it is sorted: no name has it, and it comes before all letters
+)
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -25,7 +30,7 @@ class ImageList:
     """The images of a folder, sorted, with labels where sub-folders are classes."""
 
     root: Path
-    names: tuple[str, ...]
+    names: Sequence[str]
     """Paths below `root`, with forward slashes, sorted part by part."""
     labels_N: Tensor | None = None
     """int64; None where folders are no classes."""
@@ -82,36 +87,41 @@ def find_images(root: Path) -> ImageList:
     if not root.is_dir():
         kind = "a file" if root.exists() else "not there"
         raise DataError(f"{root} is {kind}: give a folder of images, flat or with sub-folders")
-    files = sorted(_files_below(Path(os.path.realpath(root)), (), frozenset()))
-    parts = [path for path in files if path[-1].lower().endswith(IMAGE_SUFFIXES)]
-    parts = parts or [path for path in files if path[-1].lower().endswith(RAW_SUFFIXES)]
+    files = sorted(_files_below(Path(os.path.realpath(root)), "", frozenset()))
+    parts = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
+    parts = parts or [path for path in files if path.lower().endswith(RAW_SUFFIXES)]
     if not parts:
-        others = Counter(Path(path[-1]).suffix or "no ending" for path in files).most_common(3)
+        others = Counter(
+            Path(path.rpartition(_DEEPER)[2]).suffix or "no ending" for path in files
+        ).most_common(3)
         found = ", ".join(f"{count} with {suffix}" for suffix, count in others) or "nothing"
         raise DataError(
             f"found no image in {root} or its sub-folders: looked for names that end in "
             f"{', '.join(IMAGE_SUFFIXES + RAW_SUFFIXES)} and found {found}; names that begin "
             "with a dot are skipped"
         )
-    names = tuple("/".join(path) for path in parts)
-    class_names = sorted({path[0] for path in parts})
-    if any(len(path) == 1 for path in parts) or len(class_names) < 2 or _SPLITS.issuperset(class_names):
+    del files  # all of the names again, where there are millions
+    names = PackedNames(path.replace(_DEEPER, "/") for path in parts)
+    class_names = sorted({path.partition(_DEEPER)[0] for path in parts})
+    is_flat = any(_DEEPER not in path for path in parts)
+    if is_flat or len(class_names) < 2 or _SPLITS.issuperset(class_names):
         return ImageList(root, names)
     place = {name: label for label, name in enumerate(class_names)}
-    labels_N = torch.tensor([place[path[0]] for path in parts], dtype=torch.int64)
+    labels = (place[path.partition(_DEEPER)[0]] for path in parts)
+    labels_N = torch.from_numpy(np.fromiter(labels, np.int64, count=len(parts)))
     return ImageList(root, names, labels_N, tuple(class_names))
 
 
-def _files_below(folder: Path, below: tuple[str, ...], inside: frozenset[Path]) -> Iterator[tuple[str, ...]]:
-    """The files under a folder as tuples of names; `inside` are the real folders on the way down."""
+def _files_below(folder: Path, below: str, inside: frozenset[Path]) -> Iterator[str]:
+    """The files under a folder, their parts joined so that they sort part by part; `inside`: the way down."""
     inside = inside | {folder}
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if not entry.is_dir():
-                yield (*below, entry.name)
+                yield below + entry.name
                 continue
             real = Path(os.path.realpath(entry.path))
             if real not in inside:  # else a link back up, which would never end
-                yield from _files_below(real, (*below, entry.name), inside)
+                yield from _files_below(real, f"{below}{entry.name}{_DEEPER}", inside)

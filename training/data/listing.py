@@ -7,12 +7,14 @@ Paths are below the folder of the list, or absolute.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from training.data.folder import ImageList
+from training.data.names import PackedNames
 from training.errors import DataError
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv")
@@ -31,9 +33,10 @@ def listed_images(path: Path) -> ImageList:
         raise DataError(f"the list {path} cannot be read: {error}") from error
     if not rows:
         raise DataError(f"the list {path} names no image: write one path a line")
-    names = tuple(name for name, _ in rows)
-    if len(set(names)) < len(names):
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
+    names = PackedNames(name for name, _ in rows)
+    counts = Counter(name for name, _ in rows)
+    if len(counts) < len(names):
+        twice = counts.most_common(1)[0][0]
         raise DataError(f"the list {path} names {twice} twice: remove one of the lines")
     labels = [label for _, label in rows]
     if not any(labels):

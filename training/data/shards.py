@@ -28,6 +28,7 @@ from torch import Tensor
 
 from training.data.files import StoredFile
 from training.data.folder import IMAGE_SUFFIXES, RAW_SUFFIXES
+from training.data.names import PackedNames
 from training.errors import DataError
 
 _VERSION = 2  # of the index's form
@@ -42,7 +43,7 @@ class ShardImages:
     """The images of some tar files, in their order."""
 
     origin: str
-    names: tuple[str, ...]
+    names: Sequence[str]
     """Shard and member, as in `shard-000000.tar/a/0001.jpg`."""
     labels_N: Tensor | None
     class_names: tuple[str, ...]
@@ -90,7 +91,7 @@ def shard_images(shards: Sequence[StoredFile], *, origin: str) -> ShardImages:
     place = {name: label for label, name in enumerate(class_names)}
     return ShardImages(
         origin=origin,
-        names=tuple(names),
+        names=PackedNames(names),
         labels_N=torch.tensor([place[label] for label in labels]) if class_names else None,
         class_names=class_names,
         shards=tuple(shards),

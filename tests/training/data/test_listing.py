@@ -24,7 +24,7 @@ def written(folder: Path, name: str, text: str) -> Path:
 def test_a_list_keeps_its_order_and_finds_files_below_itself_or_anywhere(folder: Path) -> None:
     path = written(folder, "some.txt", f"b.png\n\n{folder}/a.png\r\n")
     images = listed_images(path)
-    assert images.names == ("b.png", f"{folder}/a.png")
+    assert tuple(images.names) == ("b.png", f"{folder}/a.png")
     assert images.labels_N is None
     assert images.origin == str(path)
     assert images.read(0) == (folder / "b.png").read_bytes()
@@ -41,7 +41,7 @@ def test_a_list_keeps_its_order_and_finds_files_below_itself_or_anywhere(folder:
 )
 def test_labels_come_from_the_second_column(folder: Path, name: str, text: str) -> None:
     images = listed_images(written(folder, name, text))
-    assert images.class_names == ("cat", "dog")
+    assert tuple(images.class_names) == ("cat", "dog")
     assert images.labels_N is not None
     assert images.labels_N.tolist() == [1, 0]
 
