@@ -3,6 +3,7 @@
     model.safetensors      the backbone's weights, under timm's names
     config.json            timm's format: `timm.create_model("local-dir:PATH", pretrained=True)` needs no more
     manifest.json          what the embedding depends on, fingerprint, SHA-256 of every other file, provenance
+    projection.safetensors what follows the pooling, where something does
     reference.safetensors  embeddings of `reference_pictures`: what the model has to reproduce after loading
     README.md              the model card
     ...                    further files of the card
@@ -29,12 +30,13 @@ from torch.nn import functional
 
 from dino_core.backbones import make_backbone
 from dino_core.embedding import EmbeddingModel
-from dino_core.errors import BackboneError, BundleError
+from dino_core.errors import BackboneError, BundleError, ProjectionError
 from dino_core.manifest import (
     CARD,
     CONFIG,
     MANIFEST,
     PLAIN_NAME,
+    PROJECTION,
     REFERENCE,
     RESTORE,
     WEIGHTS,
@@ -45,6 +47,7 @@ from dino_core.manifest import (
     verify_files,
 )
 from dino_core.parity import reference_pixels
+from dino_core.projection import Projection
 from dino_core.reference import reference_pictures
 from dino_core.timm_config import timm_config
 
@@ -167,7 +170,7 @@ def fingerprint_of(model: EmbeddingModel) -> str:
 
     Returns:
         "sha256:" and 64 hexadecimal digits, over the settings as canonical JSON, then each weight tensor by
-        the order of names: name, type, shape, bytes.
+        the order of names: name, type, shape, bytes; those of a projection come last.
     """
     backbone = model.backbone
     settings = {
@@ -179,7 +182,8 @@ def fingerprint_of(model: EmbeddingModel) -> str:
         "preprocessing": model.preprocessing.to_json(),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode())
-    for name, tensor in sorted(backbone.network.state_dict().items()):
+    projection = {} if model.projection is None else model.projection.state_dict(prefix="projection.")
+    for name, tensor in [*sorted(backbone.network.state_dict().items()), *sorted(projection.items())]:
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(_bytes_of(tensor))
     return f"sha256:{digest.hexdigest()}"
@@ -205,8 +209,12 @@ def _contents(
         REFERENCE: save({"embeddings": reference_embeddings(model).cpu()}),
         CARD: card.encode(),
     }
+    if model.projection is not None:
+        contents[PROJECTION] = save(
+            {name: tensor.cpu() for name, tensor in model.projection.state_dict().items()}
+        )
     for name, content in assets.items():
-        if not PLAIN_NAME.fullmatch(name) or name in contents or name == MANIFEST:
+        if not PLAIN_NAME.fullmatch(name) or name in contents or name in {MANIFEST, PROJECTION}:
             raise BundleError(
                 f"a bundle cannot hold a further file called {name!r}: choose another plain name"
             )
@@ -254,8 +262,9 @@ def _build(bundle_dir: Path, manifest: Manifest) -> EmbeddingModel:
             preprocessing=manifest.preprocessing,
             pooling=manifest.pooling,
             normalise=manifest.normalise,
+            projection=_read_projection(bundle_dir) if PROJECTION in manifest.files else None,
         )
-    except BackboneError as error:
+    except (BackboneError, ProjectionError) as error:
         raise BundleError(f"{bundle_dir} describes a model that cannot be built here: {error}") from error
     config = read_json(bundle_dir / CONFIG)
     if (config.get("architecture"), config.get("model_args")) != (manifest.architecture, manifest.model_args):
@@ -278,6 +287,15 @@ def _build(bundle_dir: Path, manifest: Manifest) -> EmbeddingModel:
             raise BundleError(f"{name} in {bundle_dir / WEIGHTS} has NaN or infinite values: train again")
     backbone.network.load_state_dict(weights, strict=True)
     return model
+
+
+def _read_projection(bundle_dir: Path) -> Projection:
+    tensors = _read_tensors(bundle_dir / PROJECTION)
+    if set(tensors) != {"mean_D", "matrix_DE"}:
+        raise BundleError(
+            f"{bundle_dir / PROJECTION} has {some(sorted(tensors))}, expected mean_D and matrix_DE: {RESTORE}"
+        )
+    return Projection(tensors["mean_D"], tensors["matrix_DE"])
 
 
 def _check_reference(bundle_dir: Path, model: EmbeddingModel) -> None:

@@ -1,6 +1,7 @@
 """The product of training: uint8 pixels in, embedding out, in one module.
 
-All that follows the host's work happens here, on the device: normalise, network, pooling, length. The module
+All that follows the host's work happens here, on the device: normalise, network, pooling, projection, length.
+The module
 is what a bundle holds and what the service captures, compiles or exports, so its forward asks nothing of the
 values that it computes.
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dino_core.backbones import Backbone, Features, Pooling
-from dino_core.errors import BackboneError
+from dino_core.errors import BackboneError, ProjectionError
 from dino_core.preprocess import Preprocessing, normalise
+from dino_core.projection import Projection
 
 
 class EmbeddingModel(nn.Module):
@@ -29,13 +31,21 @@ class EmbeddingModel(nn.Module):
         preprocessing: What its images go through.
         pooling: One of `backbone.poolings`.
         normalise: Whether embeddings get length 1.
+        projection: What follows the pooling; shared, not copied.
 
     Raises:
         BackboneError: The backbone cannot pool so, or takes other channels than the preprocessing gives.
+        ProjectionError: The projection takes embeddings of another length.
     """
 
     def __init__(
-        self, backbone: Backbone, *, preprocessing: Preprocessing, pooling: Pooling, normalise: bool = True
+        self,
+        backbone: Backbone,
+        *,
+        preprocessing: Preprocessing,
+        pooling: Pooling,
+        normalise: bool = True,
+        projection: Projection | None = None,
     ) -> None:
         super().__init__()
         if pooling not in backbone.poolings:
@@ -47,7 +57,14 @@ class EmbeddingModel(nn.Module):
                 f"{backbone.architecture} takes {backbone.in_channels} channels, pictures have "
                 f"{preprocessing.channels}"
             )
+        pooled_dimensions = backbone.dimensions(pooling)
+        if projection is not None and projection.input_dimensions != pooled_dimensions:
+            raise ProjectionError(
+                f"the projection takes {projection.input_dimensions} dimensions, {backbone.architecture} "
+                f"gives {pooled_dimensions}: fit it to this network's embeddings"
+            )
         self.backbone = backbone
+        self.projection = projection
         self.preprocessing = preprocessing
         self.pooling: Pooling = pooling
         self.normalise = normalise
@@ -59,6 +76,8 @@ class EmbeddingModel(nn.Module):
     @property
     def dimensions(self) -> int:
         """Length of an embedding."""
+        if self.projection is not None:
+            return self.projection.dimensions
         return self.backbone.dimensions(self.pooling)
 
     def train(self, mode: bool = True) -> Self:
@@ -80,7 +99,7 @@ class EmbeddingModel(nn.Module):
             pooled_BD = self.backbone(images_BCHW)
         else:
             pooled_BD = self.backbone.features(images_BCHW).pooled(self.pooling)
-        embeddings_BD: Tensor = pooled_BD.float()
+        embeddings_BD: Tensor = pooled_BD.float() if self.projection is None else self.projection(pooled_BD)
         return functional.normalize(embeddings_BD, dim=1) if self.normalise else embeddings_BD
 
     def features(self, pixels_BCHW: Tensor) -> Features:

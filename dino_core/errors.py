@@ -3,6 +3,7 @@
     DinoError
     ├── ImageError           one picture cannot become pixels; `code` says why
     ├── BackboneError        no such network, or it cannot give an embedding
+    ├── ProjectionError      a projection cannot be fitted, or is none
     ├── BundleError          a bundle on disk is missing, damaged or foreign
     ├── ConversionError      a model cannot be had in another format
     └── CollapseError        training has lost its signal
@@ -50,6 +51,10 @@ class ImageError(DinoError):
 
 class BackboneError(DinoError):
     """There is no such network, or it cannot give an embedding."""
+
+
+class ProjectionError(DinoError):
+    """A projection of embeddings cannot be fitted, or is none."""
 
 
 class BundleError(DinoError):

@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 REFERENCE = "reference.safetensors"
+PROJECTION = "projection.safetensors"
 CARD = "README.md"
 MAX_JSON_BYTES = 4 * 2**20
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -14,6 +14,7 @@ from training.commands.evaluate import EvalSettings, eval_command
 from training.commands.export import ExportSettings, export_command
 from training.commands.parsing import parsed
 from training.commands.recipes import RecipesSettings, recipes_command
+from training.commands.reduce import ReduceSettings, reduce_command
 from training.commands.report import ReportSettings, report_command
 from training.commands.run import run_command
 from training.config import sentence_of
@@ -27,6 +28,7 @@ USAGE = """usage: dino-train COMMAND ...
   check      look for images that cannot be read, are there twice or are too small
   eval       measure models: k-NN, linear probe, retrieval, copies, spread and rank
   export     write the teacher of a checkpoint as a bundle
+  reduce     centre, shorten or whiten the embeddings of a bundle
   report     write the page that explains a run, finished or not
   attention  draw where a ViT looks
 
@@ -74,13 +76,15 @@ def _dispatch(command: str, words: Sequence[str], console: Console) -> int:
             eval_command(parsed(EvalSettings, command, words), console)
         case "export":
             export_command(parsed(ExportSettings, command, words), console)
+        case "reduce":
+            reduce_command(parsed(ReduceSettings, command, words), console)
         case "report":
             report_command(parsed(ReportSettings, command, words), console)
         case "attention":
             attention_command(parsed(AttentionSettings, command, words), console)
         case _:
             raise ConfigError(
-                f"there is no command {command!r}: give run, recipes, check, eval, export, report or "
-                "attention; --help explains them"
+                f"there is no command {command!r}: give run, recipes, check, eval, export, reduce, report "
+                "or attention; --help explains them"
             )
     return 0

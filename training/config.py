@@ -204,6 +204,8 @@ class OptimizerConfig(Part):
     """First steps in which only the head learns, so that a fresh one does not spoil good weights."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor of the learning rate from each layer to the one before it; 1 treats all alike."""
+    freeze_below: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Layers whose factor is smaller stand still, and cost no backward pass; 0 lets all learn."""
     freeze_last_layer_steps: Steps = 0
     """First steps in which the prototypes stand still; longer if the loss falls to nothing."""
 

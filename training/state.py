@@ -93,6 +93,9 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
             ),
         )
     take_weights(student, backbone)
+    for name, scale in _learning_rate_scales(student, config.optimizer).items():
+        if scale < config.optimizer.freeze_below:
+            student.get_parameter(name).requires_grad = False
     # Convolutions run faster on pixels whose channels lie together; other layers don't mind.
     student.to(device).to(memory_format=torch.channels_last)
     student.train()

@@ -91,6 +91,21 @@ def test_the_nearer_a_layer_is_to_the_pixels_the_less_it_learns(make_config: Mak
     assert groups["backbone.network.blocks.0.attn.qkv.bias"]["weight_decay"] == 0.0
 
 
+def test_layers_that_would_hardly_learn_stand_still(make_config: MakeConfig) -> None:
+    config = make_config(
+        optimizer={"layer_decay": 0.5, "freeze_below": 0.3, "warmup_steps": 0, "freeze_last_layer_steps": 0}
+    )
+    state = new_state(config, device=torch.device("cpu"))
+    before = {name: tensor.clone() for name, tensor in state.student.named_parameters()}
+    train_step(state, [views()], config=config)
+    moved = {
+        name for name, tensor in state.student.named_parameters() if not torch.equal(tensor, before[name])
+    }
+    assert "backbone.network.blocks.0.attn.qkv.weight" in moved  # its factor is 0.5
+    assert "backbone.network.patch_embed.proj.weight" not in moved  # and its 0.25
+    assert "backbone.network.cls_token" not in moved
+
+
 def test_values_say_when_the_backbone_thaws(make_config: MakeConfig) -> None:
     config = make_config(optimizer={"head_warmup_steps": 2})
     assert [values_at(step, config).backbone_frozen for step in range(4)] == [True, True, False, False]

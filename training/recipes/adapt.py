@@ -62,6 +62,7 @@ def adapt(size: RunSize) -> Resolved:
             clip="global",
             head_warmup_steps=head_warmup,
             layer_decay=0.75,
+            freeze_below=0.03 if size.device == "cpu" else 0.0,
         ),
         loading=LoadingConfig(
             canvas_px=max(start.preprocessing.resize_px, round(crops.global_px * 288 / 224))
@@ -83,6 +84,11 @@ def adapt(size: RunSize) -> Resolved:
         "optimizer.layer_decay": "0.75: the first layers know edges, which are the same everywhere",
         "crops.local_px": f"{crops.local_px}: 96 for 224, in whole cells of {start.cell_px} px",
     }
+    if config.optimizer.freeze_below:
+        reasons["optimizer.freeze_below"] = (
+            f"{config.optimizer.freeze_below:g}: the first layers would move by less, and half of a step's "
+            "time goes into their backward pass"
+        )
     if start.has_batch_norm:
         reasons["backbone.norm_statistics"] = (
             "frozen: what the weights were trained with stays true of them while they move little, and the "
