@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from app.api.guard import read_api_keys
+from app.api.keys import first_key
 from app.bench.diagram import diagram
 from app.bench.findings import Findings, Run
 from app.bench.payloads import embed_payloads, generated_pictures, is_numbered, pictures_of
@@ -100,7 +100,7 @@ def _service(told: BenchSettings, device: str) -> Iterator[str]:
 
 
 def _target(told: BenchSettings, url: str, pictures: list[bytes]) -> tuple[Target, ServiceInfo]:
-    api_key = read_api_keys(told.api_key_file)[0] if told.api_key_file else None
+    api_key = first_key(told.api_key_file) if told.api_key_file else None
     with Client(url, api_key=api_key) as client:
         info = client.info()
     if told.images_per_request > info.max_images:

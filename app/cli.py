@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
 
-from app.api.guard import read_api_keys
+from app.api.keys import first_key
 from app.api.state import Departure
 from app.bench.processes import CannotBench
 from app.bench_command import bench
@@ -184,7 +184,7 @@ def _index_stats(settings: IndexSettings) -> int:
 def _place(settings: IndexPlaceSettings) -> Place:
     return Place(
         server=settings.server,
-        api_key=read_api_keys(settings.api_key_file)[0] if settings.api_key_file else None,
+        api_key=first_key(settings.api_key_file) if settings.api_key_file else None,
         data_dir=settings.data_dir,
         model=settings.model,
         device=_device(settings.device),

@@ -32,9 +32,11 @@ from app.api import (
     transfer,
 )
 from app.api.context import RequestContext
-from app.api.guard import BodyLimit, EncodedItemPaths, Guard, read_api_keys
+from app.api.guard import BodyLimit, EncodedItemPaths, Guard
+from app.api.keys import KeyRing
 from app.api.openapi import PROBLEM_RESPONSES, describe_problems
 from app.api.pages import Pages, page_router
+from app.api.scopes import check_scopes, require_scope
 from app.api.state import Departure, State, expect_fingerprint
 from app.api.urgency import read_urgency
 from app.errors import CollectionExists, UnknownCollection
@@ -115,7 +117,7 @@ def create_app(
             Middleware(
                 Guard,
                 settings=settings,
-                api_keys=read_api_keys(settings.api_key_file) if settings.api_key_file else (),
+                keys=KeyRing(settings.api_key_file),
             ),
             Middleware(
                 BodyLimit,
@@ -126,8 +128,9 @@ def create_app(
         ],
     )
     problems.install(app)
-    api = APIRouter(dependencies=[Depends(expect_fingerprint), Depends(read_urgency)])
+    api = APIRouter(dependencies=[Depends(require_scope), Depends(expect_fingerprint), Depends(read_urgency)])
     for resource in _RESOURCES:
+        check_scopes(resource.router.routes)
         api.include_router(resource.router)
     app.include_router(api)
     app.include_router(health.router)

@@ -296,7 +296,9 @@ class Settings(_FlagsEnvironmentFile):
     are installed, and takes the fastest that agrees with torch."""
 
     api_key_file: Path | None = None
-    """File of API keys, one a line; with it, every request for data needs one of them."""
+    """File of API keys: on each line a key, or sha256: and its hash, and what it may do: embed, search,
+    write, admin; without these words all but admin. With the file, every request for data needs a key. It is
+    read again when it changes."""
     insecure: bool = False
     """Listen on other addresses without API keys: anyone who reaches them may read and write."""
     allowed_hosts: tuple[str, ...] = ()

@@ -1,20 +1,17 @@
 """Who may ask, and how much: host, origin, API key, bytes. Pure ASGI, before anything is parsed."""
 
-import hashlib
-import hmac
 import re
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.keys import ALL_SCOPES, USUAL_SCOPES, KeyRing, KeyScope
 from app.api.problems import problem_response
 from app.api.refusals import CrossOrigin, Unauthorized, UntrustedHost
 from app.errors import ServiceError, TooLarge
-from app.settings import Settings, SettingsInvalid
+from app.settings import Settings
 
 _OWN_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 _CHANGES_NOTHING: Final = ("GET", "HEAD", "OPTIONS")
@@ -24,29 +21,6 @@ _OPEN_FOLDER: Final = "/page/"
 _IMPORT: Final = re.compile("/collections/[^/]+/import")
 LINES_MEDIA_TYPE: Final = "application/x-ndjson"
 _STREAM_PATH: Final = re.compile(r"/collections/[^/]+/items|/embed/stream")
-_KEY_MIN_CHARACTERS: Final = 16
-
-
-def read_api_keys(path: Path) -> tuple[str, ...]:
-    """Reads API keys: one a line; empty lines and lines that begin with # are passed over.
-
-    Raises:
-        SettingsInvalid: The file can't be read, has no key, or has one that can be guessed.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SettingsInvalid(f"API key file {path} can't be read: {reason}") from None
-    keys = tuple(line for line in lines if line and not line.startswith("#"))
-    if not keys:
-        raise SettingsInvalid(f"API key file {path} has no key: put at least one in it, one a line")
-    if any(len(key) < _KEY_MIN_CHARACTERS for key in keys):
-        raise SettingsInvalid(
-            f"API key file {path} has a key of fewer than {_KEY_MIN_CHARACTERS} characters: make longer "
-            "ones, say with `openssl rand -hex 24`"
-        )
-    return keys
 
 
 class Guard:
@@ -59,17 +33,19 @@ class Guard:
     Args:
         app: What is inside.
         settings: Host, allowed hosts and allowed origins.
-        api_keys: None of them: no key is needed.
+        keys: And what each may do.
     """
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, api_keys: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings, keys: KeyRing) -> None:
         self._app = app
         # On other addresses the names are the network's own, and we can't know them unless we are told.
         knows_its_names = settings.is_loopback or bool(settings.allowed_hosts)
         own_names = (*_OWN_NAMES, *(name.lower() for name in settings.allowed_hosts))
         self._hosts = frozenset(own_names) if knows_its_names else None
         self._origins = frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins)
-        self._key_hashes = [_hash(key) for key in api_keys]
+        self._keys = keys
+        # Who reaches a service that asks for no key may be anybody, unless that is this machine alone.
+        self._without_key = ALL_SCOPES if settings.is_loopback else USUAL_SCOPES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request, or refuses it."""
@@ -80,7 +56,7 @@ class Guard:
             headers = Headers(scope=scope)
             self._check_host(headers)
             self._check_origin(scope["method"], headers)
-            self._check_key(scope["path"], headers)
+            scope.setdefault("state", {})["scopes"] = self._scopes(scope["path"], headers)
         except ServiceError as error:
             await _refuse(error, scope, receive, send)
             return
@@ -103,15 +79,18 @@ class Guard:
                 f"the request comes from a page of {origin[:100]!r}: allow its site with --allowed-origins"
             )
 
-    def _check_key(self, path: str, headers: Headers) -> None:
-        if not self._key_hashes or path in _OPEN_TO_ALL or path.startswith(_OPEN_FOLDER):
-            return
+    def _scopes(self, path: str, headers: Headers) -> frozenset[KeyScope]:
+        """What the request may do; `app.api.scopes` compares it with what its route needs."""
+        if not self._keys.needs_key:
+            return self._without_key
+        if path in _OPEN_TO_ALL or path.startswith(_OPEN_FOLDER):
+            return frozenset()
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        given_hash = _hash(given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
-        # All keys are compared, whichever fits: the time taken tells nothing.
-        fits = [hmac.compare_digest(given_hash, key_hash) for key_hash in self._key_hashes]
-        if not any(fits):
+        key = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        scopes = self._keys.scopes_of(key)
+        if scopes is None:
             raise Unauthorized("this service wants an API key: send the header `Authorization: Bearer KEY`")
+        return scopes
 
 
 def is_line_stream(scope: Scope) -> bool:
@@ -208,7 +187,3 @@ def _without_port(host: str) -> str:
     """`localhost:8000` to `localhost`, `[::1]:8000` to `[::1]`."""
     name, colon, port = host.lower().rpartition(":")
     return name if colon and port.isdecimal() else host.lower()
-
-
-def _hash(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

@@ -66,6 +66,7 @@ PROBLEMS: Final[dict[type[ServiceError], Problem]] = {
     refusals.ImageRefused: Problem(422, "An image has no embedding"),  # its status is by its code, below
     refusals.TextRefused: Problem(400, "The model embeds images"),
     refusals.Unauthorized: Problem(401, "An API key is needed"),
+    refusals.MissingScope: Problem(403, "The API key may not do this"),
     refusals.UntrustedHost: Problem(400, "The Host header names another machine"),
     refusals.CrossOrigin: Problem(403, "Pages of other sites may not do this"),
     refusals.UnknownRoute: Problem(404, "Nothing is here"),

@@ -8,7 +8,8 @@ ServiceError
     ├── UnsupportedMediaType · NotAcceptable                Content-Type or Accept
     ├── ImageRefused                                        one image failed and the caller wants all or none
     ├── TextRefused                                         what other services embed
-    ├── Unauthorized · UntrustedHost · CrossOrigin          who asks, and from where
+    ├── Unauthorized · MissingScope                         who asks
+    ├── UntrustedHost · CrossOrigin                         and from where
     ├── UnknownRoute · MethodNotAllowed                     nothing is there
     ├── ClientLeft                                          nobody is there to answer
     └── InternalError                                       our fault; the log has it under the request's id
@@ -142,6 +143,12 @@ class Unauthorized(RequestError):
     """The service wants an API key, and this is none of its keys."""
 
     code = "unauthorized"
+
+
+class MissingScope(RequestError):
+    """The API key may not do this."""
+
+    code = "missing_scope"
 
 
 class UntrustedHost(RequestError):

@@ -11,6 +11,7 @@ from typing import Annotated, NotRequired, ParamSpec, TypedDict, TypeVar, cast
 
 from fastapi import Depends, Header, Request
 
+from app.api.keys import KeyScope
 from app.api.refusals import ClientLeft
 from app.errors import FingerprintMismatch
 from app.inference.lanes import Lane
@@ -49,6 +50,7 @@ class State(TypedDict):
     reindex_jobs: ReindexJobs
     reading: ReadingJobs
     departure: Departure
+    scopes: NotRequired[frozenset[KeyScope]]
     held: NotRequired[list[ServedModel]]
     pinned: NotRequired[str]
     request_id: NotRequired[str]

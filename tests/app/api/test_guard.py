@@ -3,8 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from app.api.guard import read_api_keys
-from app.settings import SettingsInvalid
 from tests.app.api.serving import Api, multipart, photo
 
 StartApi = Callable[..., Api]
@@ -86,22 +84,3 @@ def test_what_tells_nothing_needs_no_key(start: StartApi, key_file: Path, path: 
 )
 def test_what_tells_something_needs_a_key(start: StartApi, key_file: Path, path: str) -> None:
     assert start(api_key_file=key_file).http.get(path).status_code == 401
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        pytest.param(None, "No such file", id="missing"),
-        pytest.param(b"# nothing\n\n", "has no key", id="empty"),
-        pytest.param(b"short\n", "fewer than 16", id="guessable"),
-        pytest.param(b"\xff\xfe\n", "not UTF-8", id="binary"),
-    ],
-)
-def test_a_file_of_keys_that_can_not_be_used_says_why(
-    tmp_path: Path, content: bytes | None, says: str
-) -> None:
-    path = tmp_path / "keys"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(SettingsInvalid, match=says):
-        read_api_keys(path)
