@@ -155,7 +155,7 @@ def _key(number: int, line: str, path: Path) -> ApiKey:
     scopes: list[KeyScope] = [scope for scope in get_args(KeyScope) if scope in names]
     if unknown := sorted(set(names) - ALL_SCOPES):
         raise SettingsInvalid(
-            f"API key file {path} has the scope {unknown[0][:20]!r} in line {number}: after the key there may "
+            f"API key file {path} has the scope {unknown[0][:20]!r} in line {number}: after a key there may "
             f"be {', '.join(get_args(KeyScope))}, apart by spaces"
         )
     hashed = _HASHED.fullmatch(text)
