@@ -28,15 +28,20 @@ def negotiate(request: Request, *offers: str) -> str:
     Raises:
         NotAcceptable: It takes none of the offers.
     """
-    accept = request.headers.get("accept", "*/*")
+    accept = ", ".join(request.headers.getlist("accept")).strip() or "*/*"
+    ranges = [_range(part) for part in accept.split(",")]
     ranked = []
-    for place, part in enumerate(accept.split(",")):
-        media_type, *options = (piece.strip().lower() for piece in part.split(";"))
-        quality = _quality(options)
-        for rank, offer in enumerate(offers):
-            if quality > 0 and _fits(_ALIASES.get(media_type, media_type), offer):
-                # Ties go to what is named exactly, then to what the caller names first, then to our order.
-                ranked.append((-quality, "*" in media_type, place, rank, offer))
+    for rank, offer in enumerate(offers):
+        fitting = [
+            (-_exactness(asked, offer), place, quality)
+            for place, (asked, quality) in enumerate(ranges)
+            if _exactness(asked, offer)
+        ]
+        # What is said of the form itself counts before what is said of all: `*/*, image/png;q=0` is no PNG.
+        exactness, place, quality = min(fitting, default=(0, 0, 0.0))
+        if quality > 0:
+            # Ties go to what is named exactly, then to what the caller names first, then to our order.
+            ranked.append((-quality, exactness, place, rank, offer))
     if not ranked:
         raise NotAcceptable(f"Accept is {accept[:200]!r}, and this route answers with {' or '.join(offers)}")
     return min(ranked)[-1]
@@ -96,8 +101,15 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} can't be in an answer: this is a bug")
 
 
-def _fits(asked: str, offer: str) -> bool:
-    return asked in {offer, "*/*", offer.partition("/")[0] + "/*"}
+def _range(part: str) -> tuple[str, float]:
+    """A media range of Accept, and how much it is liked."""
+    asked, *options = (piece.strip().lower() for piece in part.split(";"))
+    return _ALIASES.get(asked, asked), _quality(options)
+
+
+def _exactness(asked: str, offer: str) -> int:
+    """3 for the form itself, 2 for its kind, 1 for all; 0 where the range is of others."""
+    return {offer: 3, offer.partition("/")[0] + "/*": 2, "*/*": 1}.get(asked, 0)
 
 
 def _quality(options: list[str]) -> float:

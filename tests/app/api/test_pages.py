@@ -58,5 +58,5 @@ def test_the_description_names_every_route_and_its_kinds_of_body(api: Api) -> No
     kinds = paths["/embed"]["post"]["requestBody"]["content"]
     assert set(kinds) == {"multipart/form-data", "application/json", "image/*", "application/x-npy"}
     new = paths["/collections"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(new["properties"]) == {"name"}
+    assert set(new["properties"]) == {"name", "model"}
     assert "HTTPValidationError" not in str(description)
