@@ -46,8 +46,10 @@ def bench(told: BenchSettings, *, device: str) -> int:
     ceilings = None
     if told.url is None:
         news.print("measuring what the machine can do without a service …")
-        ceilings = ceilings_of(told.model, device=device, images=told.images)
-    with _service(told, device) as url:
+        ceilings = ceilings_of(told.model, device=device, backend=told.backend, images=told.images)
+    # By the same backend: "auto" might choose another the second time.
+    backend = told.backend if ceilings is None else ceilings.backend
+    with _service(told, device, backend) as url:
         target, info = _target(told, url, pictures)
         generator_per_s = _generator_per_s(told, pictures)
 
@@ -91,11 +93,11 @@ def _pictures(told: BenchSettings) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def _service(told: BenchSettings, device: str) -> Iterator[str]:
+def _service(told: BenchSettings, device: str, backend: str) -> Iterator[str]:
     if told.url is not None:
         yield told.url
         return
-    with own_service(told.model, device=device) as url:
+    with own_service(told.model, device=device, backend=backend) as url:
         yield url
 
 

@@ -44,6 +44,7 @@ from app.settings import (
 from app.sinks import Place
 from app.sources.picture import NoPictures
 from app.telemetry import Metrics, set_up_logs
+from app.tracing import make_tracing
 from dino_core.bundle import load_bundle
 from dino_core.errors import DinoError
 
@@ -137,12 +138,19 @@ def run(settings: Settings) -> None:
     # First, as it is the quickest to fail: nobody wants to wait for a model to learn that a port is taken.
     with _bound(settings) as listener:
         metrics = Metrics()
+        tracing = None if settings.otlp_endpoint is None else make_tracing(settings.otlp_endpoint)
         models = _load_models(settings, metrics)
         catalogue = _open_collections(settings)
         try:
-            _serve(settings, catalogue, listener, models, metrics)
+            departure = Departure()
+            app = create_app(
+                settings, models, catalogue, metrics=metrics, tracing=tracing, departure=departure
+            )
+            _serve(settings, app, listener, models, departure)
         finally:
             catalogue.close()
+            if tracing is not None:
+                tracing.close()
 
 
 def _open_collections(settings: Settings) -> Catalogue:
@@ -206,7 +214,7 @@ def _load_models(settings: Settings, metrics: Metrics) -> ServedModels:
     )
 
     def load(name: str | None, path: Path) -> ServedModel:
-        return serve_bundle(load_bundle(path, device=device), config, name=name, observer=metrics)
+        return serve_bundle(load_bundle(path, device=device), config, name=name, metrics=metrics)
 
     models = [load(source.name, source.path) for source in settings.model]
     names = [model.name for model in models]
@@ -219,14 +227,12 @@ def _load_models(settings: Settings, metrics: Metrics) -> ServedModels:
 
 def _serve(
     settings: Settings,
-    catalogue: Catalogue,
+    app: FastAPI,
     listener: socket.socket,
     models: ServedModels,
-    metrics: Metrics,
+    departure: Departure,
 ) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    departure = Departure()
-    app = create_app(settings, models, catalogue, metrics=metrics, departure=departure)
     config = server_config(app, settings)
     server = Server(
         config,

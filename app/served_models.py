@@ -11,22 +11,19 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
 
 from app.errors import ModelRefused, ReloadUnderWay, UnknownModel
 from app.inference.config import InferenceConfig
 from app.inference.engine import Engine
 from app.inference.results import ModelInfo
-from app.inference.stats import Observer
 from app.inference.threads import cpu_budget, use_native_threads
+from app.telemetry import Metrics, Present
 from dino_core.bundle import Bundle, Manifest, read_manifest
 from dino_core.errors import DinoError
 
 Load = Callable[[str, Path], "ServedModel"]
 
 logger = logging.getLogger(__name__)
-
-_LEAST: Final = ("ready",)  # of these gauges the service has its worst model's; of all others the sum
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class ServedModel:
 
 
 def serve_bundle(
-    bundle: Bundle, config: InferenceConfig, *, name: str | None = None, observer: Observer | None = None
+    bundle: Bundle, config: InferenceConfig, *, name: str | None = None, metrics: Metrics | None = None
 ) -> ServedModel:
     """Makes the engine of a bundle; it isn't started.
 
@@ -78,11 +75,15 @@ def serve_bundle(
         bundle: Loaded.
         config: The engine's share; see `share_of`.
         name: None for the bundle's own.
-        observer: Hears what the engine does.
+        metrics: Hear what the engine does; None: nobody does.
     """
     named = replace(bundle, manifest=replace(bundle.manifest, id=name or bundle.manifest.id))
+    observer = None if metrics is None else metrics.of(named.manifest.id)
     return ServedModel(
-        named.manifest.id, bundle.path, named.manifest, Engine(named, config, observer=observer)
+        named.manifest.id,
+        bundle.path,
+        named.manifest,
+        Engine(named, config, observer=observer),
     )
 
 
@@ -232,10 +233,9 @@ class ServedModels:
         """Of every model."""
         return {model.info.fingerprint for model in self.all()}
 
-    def gauges(self) -> dict[str, float]:
-        """What is in all engines now, by the metrics' names without prefix."""
-        each = [model.engine.gauges() for model in self.all()]
-        return {name: (min if name in _LEAST else sum)(gauges[name] for gauges in each) for name in each[0]}
+    def present(self) -> list[Present]:
+        """What metrics say of each at the moment."""
+        return [Present(one.info, one.manifest.architecture, one.engine.gauges()) for one in self.all()]
 
     @property
     def alive(self) -> bool:

@@ -237,6 +237,8 @@ class BenchSettings(_FlagsEnvironmentFile):
     """The bundle of the service that is started."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N, of the service that is started."""
+    backend: Backend = "auto"
+    """What computes there on a CPU; auto: the fastest that is installed."""
     clients: int = Field(32, ge=1, le=2_000)
     """Closed loop: requests under way at each moment; in a sweep, of the load that comes first."""
     rate: float | None = Field(None, gt=0)
@@ -306,12 +308,6 @@ class Settings(_FlagsEnvironmentFile):
     allowed_origins: tuple[str, ...] = ()
     """Origins of other sites whose pages may call, say https://photos.example.org."""
 
-    allow_url_inputs: bool = False
-    """Fetch images that requests name by URL, from the public internet only."""
-    url_hosts: tuple[str, ...] = ()
-    """Fetch from these hosts only, say images.example.org; one like images.example.org:8443 also allows a
-    port beside 80 and 443."""
-
     max_request_bytes: int = Field(100 * 2**20, ge=1024)
     """Of a whole body, but for a file to import."""
     max_import_bytes: int = Field(64 * 2**30, ge=1024)
@@ -347,6 +343,8 @@ class Settings(_FlagsEnvironmentFile):
     """How long a stop then waits for requests that are under way."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much is logged."""
+    otlp_endpoint: str | None = None
+    """A collector of OpenTelemetry spans, by OTLP over HTTP, say http://127.0.0.1:4318; needs extra otel."""
     json_logs: bool = False
     """Log JSON lines, one for each request too; otherwise plain text without requests."""
     config: Path | None = None
@@ -382,12 +380,6 @@ class Settings(_FlagsEnvironmentFile):
                 f"max_client_batch_size ({self.max_client_batch_size}) is above max_concurrent_images "
                 f"({self.max_concurrent_images}): such a request could never enter"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _refuse_hosts_that_nothing_is_fetched_from(self) -> "Settings":
-        if self.url_hosts and not self.allow_url_inputs:
-            raise ValueError("url_hosts is given, and images by URL are off: say --allow-url-inputs too")
         return self
 
     @property

@@ -1,8 +1,10 @@
 """What the service tells about itself: Prometheus metrics and logs. Nothing leaves the process."""
 
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -10,6 +12,7 @@ import orjson
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     generate_latest,
@@ -28,6 +31,11 @@ _LABEL_OF: dict[CounterName, str] = {
     "rejected_total": "reason",
     "cache_hits_total": "kind",
 }
+_KNOWN: dict[CounterName, tuple[str, ...]] = {
+    "images_total": ("embedded", "failed", "dropped"),
+    "rejected_total": ("images", "bytes", "pixels", "wait", "too_large"),
+    "cache_hits_total": ("stored", "in_flight"),
+}
 _COUNTERS: dict[CounterName, str] = {
     "images_total": "Images of admitted requests, each once",
     "image_errors_total": "Images without an embedding",
@@ -35,10 +43,12 @@ _COUNTERS: dict[CounterName, str] = {
     "cancelled_total": "Requests whose caller left before the answer",
     "deadline_exceeded_total": "Requests whose time ran out",
     "cache_hits_total": "Images whose embedding was there, or on its way",
+    "decode_cpu_seconds_total": "CPU time of the threads that decode; its rate is the cores that they use",
+    "padding_images_total": "Images computed beside a batch's own, to fill a size that the device runs",
     "device_busy_seconds_total": "Time with a batch on the device; its rate is the share of time it works",
 }
 _HISTOGRAMS: dict[HistogramName, tuple[str, tuple[float, ...]]] = {
-    "decode_seconds": ("Hash, decode, resize and copy of one image", _SECONDS),
+    "decode_seconds": ("Hash, decode, resize and copy of one image, without its waits", _SECONDS),
     "queue_wait_seconds": ("From pixels ready to launch, per image", _SECONDS),
     "forward_seconds": ("From launch to rows on the host, per batch", _SECONDS),
     "batch_size": ("Images of a launch", (1, 2, 4, 8, 16, 32, 64, 128, 256)),
@@ -55,18 +65,31 @@ _GAUGES = {
 }
 
 
+@dataclass(frozen=True)
+class Present:
+    """A model that is served at the moment.
+
+    Attributes:
+        gauges: What is in its engine, by name.
+    """
+
+    model: ModelInfo
+    architecture: str
+    gauges: Mapping[str, float]
+
+
 class Metrics:
-    """The metrics of one app, in their own registry; the engine's `Observer`. Safe to use from any thread."""
+    """The metrics of one app, in their own registry. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)  # CPU seconds, memory, open files; on Linux
         self._counters = {
-            name: Counter(_PREFIX + name, help, _labels(name), registry=self._registry)
+            name: Counter(_PREFIX + name, help, ["model", *_labels(name)], registry=self._registry)
             for name, help in _COUNTERS.items()
         }
         self._histograms = {
-            name: Histogram(_PREFIX + name, help, buckets=buckets, registry=self._registry)
+            name: Histogram(_PREFIX + name, help, ["model"], buckets=buckets, registry=self._registry)
             for name, (help, buckets) in _HISTOGRAMS.items()
         }
         self._requests = Counter(
@@ -79,15 +102,22 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self._under_way = Gauge(
+            f"{_PREFIX}inflight_requests", "Requests between head and answer", registry=self._registry
+        )
 
-    def count(self, name: CounterName, amount: float = 1, *, label: str = "") -> None:
-        """Adds to a counter; see `app.inference.stats.Observer`."""
-        counter = self._counters[name]
-        (counter.labels(label) if name in _LABEL_OF else counter).inc(amount)
+    def of(self, model_id: str) -> "ModelMetrics":
+        """Those of one model's engine."""
+        return ModelMetrics(model_id, self._counters, self._histograms)
 
-    def observe(self, name: HistogramName, value: float) -> None:
-        """Notes one value of a distribution; see `app.inference.stats.Observer`."""
-        self._histograms[name].observe(value)
+    @contextlib.contextmanager
+    def request_under_way(self) -> Iterator[None]:
+        """Counts a request for as long as the block lasts."""
+        self._under_way.inc()
+        try:
+            yield
+        finally:
+            self._under_way.dec()
 
     def request(self, route: str, status: int, duration_s: float) -> None:
         """Notes an answered request.
@@ -100,40 +130,73 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(duration_s)
 
-    def serves(
-        self, models: Callable[[], Iterable[ModelInfo]], gauges: Callable[[], Mapping[str, float]]
-    ) -> None:
-        """Asks at each scrape for the models that are served, and for what is in their engines.
-
-        Args:
-            models: Those served at the moment.
-            gauges: Of all their engines together, by name.
-        """
-        self._registry.register(_Served(models, gauges))
+    def serves(self, present: Callable[[], Iterable[Present]]) -> None:
+        """Asks at each scrape for the models that are served, and for what is in their engines."""
+        self._registry.register(_Served(present))
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
-class _Served(Collector):
+class ModelMetrics:
+    """An engine's `Observer`: its events under its model's name.
+
+    What can happen is there from the start with 0, so that a rate over the first event is seen.
+
+    Args:
+        model_id: Its label.
+        counters: By name.
+        histograms: By name.
+    """
+
     def __init__(
-        self, models: Callable[[], Iterable[ModelInfo]], gauges: Callable[[], Mapping[str, float]]
+        self,
+        model_id: str,
+        counters: Mapping[CounterName, Counter],
+        histograms: Mapping[HistogramName, Histogram],
     ) -> None:
-        self._models = models
-        self._gauges = gauges
+        self._model_id = model_id
+        self._counters = counters
+        # Looked up once: they run between a decoder's images.
+        self._plain = {name: counters[name].labels(model_id) for name in counters if name not in _LABEL_OF}
+        self._histograms = {name: one.labels(model_id) for name, one in histograms.items()}
+        for name, values in _KNOWN.items():
+            for value in values:
+                counters[name].labels(model_id, value)
+
+    def count(self, name: CounterName, amount: float = 1, *, label: str = "") -> None:
+        """Adds to a counter; see `app.inference.stats.Observer`."""
+        plain = self._plain.get(name)
+        (self._counters[name].labels(self._model_id, label) if plain is None else plain).inc(amount)
+
+    def observe(self, name: HistogramName, value: float) -> None:
+        """Notes one value of a distribution; see `app.inference.stats.Observer`."""
+        self._histograms[name].observe(value)
+
+
+class _Served(Collector):
+    def __init__(self, present: Callable[[], Iterable[Present]]) -> None:
+        self._present = present
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         info = GaugeMetricFamily(
             f"{_PREFIX}model_info",
             "The models served, and what computes them",
-            labels=["id", "fingerprint", "backend"],
+            labels=["model", "fingerprint", "architecture", "dimensions", "backend"],
         )
-        for model in self._models():
-            info.add_metric([model.id, model.fingerprint, model.backend], 1)
+        gauges: dict[str, GaugeMetricFamily] = {}
+        for one in self._present():
+            model = one.model
+            told = [model.id, model.fingerprint, one.architecture, str(model.dimensions), model.backend]
+            info.add_metric(told, 1)
+            for name, value in one.gauges.items():
+                family = gauges.setdefault(
+                    name, GaugeMetricFamily(_PREFIX + name, _GAUGES.get(name, name), labels=["model"])
+                )
+                family.add_metric([model.id], value)
         yield info
-        for name, value in self._gauges().items():
-            yield GaugeMetricFamily(_PREFIX + name, _GAUGES.get(name, name), value=value)
+        yield from gauges.values()
 
 
 class JsonLines(logging.Formatter):

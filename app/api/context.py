@@ -15,8 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.problems import problem_response
 from app.api.refusals import InternalError
 from app.api.state import State, give_models_back
+from app.inference.stages import Passages, passages
 from app.served_models import ServedModels
 from app.telemetry import Metrics
+from app.tracing import RequestSpan, Tracing
 
 logger = logging.getLogger(__name__)
 request_logger = logging.getLogger("app.requests")
@@ -34,12 +36,16 @@ class RequestContext:
         app: What is inside.
         metrics: Hears of every request.
         models: Of which every answer names the one that it is of, or the default.
+        tracing: Where spans go; None: there are none.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, models: ServedModels) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, models: ServedModels, tracing: Tracing | None = None
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._models = models
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -51,19 +57,29 @@ class RequestContext:
             scope = {**scope, "method": "GET"}
         started_s = time.perf_counter()
         state: State = scope.setdefault("state", {})
-        request_id = state["request_id"] = _request_id(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        request_id = state["request_id"] = _request_id(headers)
+        seen = Passages()
+        passages.set(seen)  # of this request's task, and of those that it begins
+        span = self._tracing.begin(headers, scope["method"]) if self._tracing is not None else None
         status = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                state.setdefault("timings_ms", {})["total"] = (time.perf_counter() - started_s) * 1000
-                self._add_headers(MutableHeaders(scope=message), state)
+                answer_headers = MutableHeaders(scope=message)
+                self._add_headers(answer_headers, state)
+                answer_headers["Server-Timing"] = server_timing(
+                    state, seen, total_ms=(time.perf_counter() - started_s) * 1000
+                )
+                if span is not None:
+                    answer_headers["traceparent"] = span.traceparent
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            with self._metrics.request_under_way():
+                await self._app(scope, receive, send_with_headers)
         except Exception:
             # The caller learns the id and nothing more: an exception's text may hold paths or pixels.
             logger.exception("request %s failed in an unforeseen way", request_id)
@@ -74,7 +90,7 @@ class RequestContext:
             await answer(scope, receive, send_with_headers)
         finally:
             give_models_back(state)
-            self._tell(scope, request_id, status or _LEFT, time.perf_counter() - started_s)
+            self._tell(scope, seen, span, status or _LEFT, time.perf_counter() - started_s)
 
     def _add_headers(self, headers: MutableHeaders, state: State) -> None:
         held = state.get("held")
@@ -84,21 +100,41 @@ class RequestContext:
         headers["X-Model-Fingerprint"] = model.fingerprint
         headers["X-Content-Type-Options"] = "nosniff"
         headers["Referrer-Policy"] = "no-referrer"
-        headers["Server-Timing"] = ", ".join(
-            f"{part};dur={ms:.1f}" for part, ms in state["timings_ms"].items()
-        )
 
-    def _tell(self, scope: Scope, request_id: str, status: int, duration_s: float) -> None:
+    def _tell(
+        self, scope: Scope, seen: Passages, span: RequestSpan | None, status: int, duration_s: float
+    ) -> None:
         route = getattr(scope.get("route"), "path", "none")
+        request_id = scope["state"]["request_id"]
         self._metrics.request(route, status, duration_s)
-        fields = {
+        fields: dict[str, object] = {
             "request_id": request_id,
             "method": scope["method"],
             "path": scope["path"],
+            "route": route,
             "status": status,
             "duration_ms": round(duration_s * 1000, 1),
+            "images": sum(passage.images for passage in seen.seen),
         }
+        if span is not None:
+            span.end(route, status, request_id, seen.seen)
+            fields["trace_id"] = span.trace_id
         request_logger.info("%s %s", scope["method"], scope["path"], extra={"fields": fields})
+
+
+def server_timing(state: State, seen: Passages, *, total_ms: float) -> str:
+    """The header: the parts of a request's time, and `other`, so that they add up to the total.
+
+    Of calls of the engine that ran beside each other the longest counts.
+    """
+    timings_ms = dict(state.get("timings_ms", {}))
+    embed_ms = timings_ms.pop("embed", None)
+    if embed_ms is not None and seen.seen:
+        longest = max(seen.seen, key=lambda passage: passage.ended_s - passage.began_s)
+        timings_ms |= {part: ms for part, ms in longest.parts_ms().items() if part != "answer"}
+    other_ms = total_ms - sum(timings_ms.values())
+    timings_ms |= {"other": max(0.0, other_ms), "total": total_ms}
+    return ", ".join(f"{part};dur={ms:.1f}" for part, ms in timings_ms.items())
 
 
 def _request_id(headers: Headers) -> str:

@@ -15,13 +15,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import torch
 from torch import Tensor
 
 from app.bench.findings import Ceilings
 from app.bench.payloads import generated_pictures, pictures_of
+from app.inference.config import Backend
 from app.inference.embedder import Collect, Embedder, batch_sizes
 from app.inference.engine import make_embedder
 from app.inference.threads import cpu_budget, use_native_threads
@@ -33,16 +34,17 @@ _ROUNDS: Final = 3
 _ROUND_S: Final = 0.5
 
 
-def measure_ceilings(model: Path, *, device: str, pictures: Sequence[bytes]) -> Ceilings:
+def measure_ceilings(model: Path, *, device: str, backend: Backend, pictures: Sequence[bytes]) -> Ceilings:
     """Measures; takes some seconds, in which nothing else should compute.
 
     Raises:
         DinoError: The bundle can't be loaded, or a picture not be decoded.
     """
     bundle = load_bundle(model, device=device)
-    embedder = make_embedder(bundle)
     cores = cpu_budget()
-    use_native_threads(min(torch.get_num_threads(), cores))
+    threads = min(torch.get_num_threads(), cores)
+    embedder = make_embedder(bundle, backend=backend, threads=threads)
+    use_native_threads(threads)
     decoded = [load_pixels(picture, embedder.preprocessing) for picture in pictures]
     forward = {
         size: _forward_per_s(embedder, _batch(decoded, size)) for size in batch_sizes(embedder.max_batch)
@@ -63,6 +65,7 @@ def measure_ceilings(model: Path, *, device: str, pictures: Sequence[bytes]) -> 
     use_native_threads(1)  # as the service's decoders
     return Ceilings(
         device=device,
+        backend=embedder.model.backend,
         forward_by_batch=forward,
         decode_images_per_s_core=_per_s(decode),
         bare_loop_images_per_s=bare_loop_per_s,
@@ -113,10 +116,12 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--backend", choices=get_args(Backend), default="auto")
     parser.add_argument("--images", type=Path)
     told = parser.parse_args()
     pictures = pictures_of(told.images)[:_PICTURES] if told.images else generated_pictures(_PICTURES)
-    sys.stdout.write(json.dumps(asdict(measure_ceilings(told.model, device=told.device, pictures=pictures))))
+    found = measure_ceilings(told.model, device=told.device, backend=told.backend, pictures=pictures)
+    sys.stdout.write(json.dumps(asdict(found)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ class Ceilings:
 
     Attributes:
         device: Where the model ran.
+        backend: What computed it.
         forward_by_batch: Batch size -> images/s of the model alone, on pixels that lie ready.
         decode_images_per_s_core: One thread that decodes, resizes and crops.
         bare_loop_images_per_s: One thread that decodes a batch, and then waits for its forward.
@@ -27,6 +28,7 @@ class Ceilings:
     """
 
     device: str
+    backend: str
     forward_by_batch: dict[int, float]
     decode_images_per_s_core: float
     bare_loop_images_per_s: float
@@ -212,9 +214,9 @@ class Findings:
         if self.ceilings is not None:
             ceilings = self.ceilings
             lines.append(
-                f"ceilings of this machine on {ceilings.device}, in images/s: the model alone "
-                f"{ceilings.forward_images_per_s:.1f} (batch {ceilings.bare_loop_batch}), one decoder alone "
-                f"{ceilings.decode_images_per_s_core:.1f}, a bare loop of both "
+                f"ceilings of this machine on {ceilings.device} with {ceilings.backend}, in images/s: "
+                f"the model alone {ceilings.forward_images_per_s:.1f} (batch {ceilings.bare_loop_batch}), "
+                f"one decoder alone {ceilings.decode_images_per_s_core:.1f}, a bare loop of both "
                 f"{ceilings.bare_loop_images_per_s:.1f}"
             )
         return [*lines, ""]

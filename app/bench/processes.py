@@ -23,7 +23,7 @@ class CannotBench(Exception):
 
 
 @contextlib.contextmanager
-def own_service(model: Path, *, device: str) -> Iterator[str]:
+def own_service(model: Path, *, device: str, backend: str) -> Iterator[str]:
     """Starts `dino-serve run` on a free port with an empty data directory; its address.
 
     Other settings come from the environment, as for every service.
@@ -32,7 +32,18 @@ def own_service(model: Path, *, device: str) -> Iterator[str]:
         CannotBench: It did not start.
     """
     with tempfile.TemporaryDirectory(prefix="dino-bench-") as data_dir:
-        flags = ["--model", str(model), "--device", device, "--host", "127.0.0.1", "--port", "0"]
+        flags = [
+            "--model",
+            str(model),
+            "--device",
+            device,
+            "--backend",
+            backend,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+        ]
         command = [sys.executable, "-m", "app", "run", *flags, "--data-dir", data_dir]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
@@ -73,13 +84,22 @@ def null_service() -> Iterator[Endpoint]:
             process.wait(_END_S)
 
 
-def ceilings_of(model: Path, *, device: str, images: Path | None) -> Ceilings:
+def ceilings_of(model: Path, *, device: str, backend: str, images: Path | None) -> Ceilings:
     """What `app.bench.ceilings` measures, in a process of its own.
 
     Raises:
         CannotBench: It failed.
     """
-    command = [sys.executable, "-m", "app.bench.ceilings", str(model), "--device", device]
+    command = [
+        sys.executable,
+        "-m",
+        "app.bench.ceilings",
+        str(model),
+        "--device",
+        device,
+        "--backend",
+        backend,
+    ]
     command += ["--images", str(images)] if images else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -29,6 +29,7 @@ from app.inference.headers import header_of
 from app.inference.lanes import Lane
 from app.inference.pipeline import Outcome, Pipeline, PipelineConfig, Settlement
 from app.inference.results import ImageEmbedding, ImageFailure, ModelInfo
+from app.inference.stages import Passage, passages
 from app.inference.stats import EngineStats, Observer
 from app.inference.threads import cpu_budget
 from app.inference.work import Picture, Request, Row
@@ -353,6 +354,7 @@ class Engine:
     async def _answer(self, request: Request, deadline_s: float | None) -> None:
         """Waits until every image of the request has its outcome."""
         self._requests.add(request)
+        began_s = time.monotonic()
         try:
             async with asyncio.timeout(deadline_s):
                 await request.answered
@@ -366,6 +368,8 @@ class Engine:
             raise
         finally:
             request.left = True  # what is still under way is dropped where it is met
+            if (listening := passages.get()) is not None:
+                listening.add(Passage(began_s, request.last, time.monotonic(), len(request.rows)))
             self._requests.discard(request)
 
     def _settled(self, settlements: list[Settlement]) -> None:
@@ -394,6 +398,7 @@ class Engine:
         request = picture.request
         served = not isinstance(outcome, Dropped | DeviceLost)
         self._admission.release(picture.cost, lane=request.lane, served=served)
+        picture.request.last = picture.stages
         match outcome:
             case Dropped():
                 return "dropped"

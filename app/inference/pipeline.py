@@ -162,7 +162,7 @@ class Pipeline:
 
     def _decode(self, work: Work) -> None:
         """Begins a picture's work, on a decoder's thread; an exception from here is `_decode_failed`'s."""
-        started_s = time.perf_counter()
+        started_s = time.monotonic()
         work.begun_as_bulk = work.lane == "bulk"
         if self._abandoned:
             return self._end(work, DeviceLost())
@@ -172,7 +172,7 @@ class Pipeline:
         picture.sha256 = hashlib.sha256(picture.data).digest()
         found = self._cache.join(picture, work)
         if found is work:
-            return self._fill_slot(work, picture.data, started_s)
+            return self._fill_slot(work, picture.data, time.monotonic() - started_s)
         self._end_bulk(work)
         if isinstance(found, Work):
             if work.lane == "interactive":
@@ -181,9 +181,11 @@ class Pipeline:
         self._observer.count("cache_hits_total", label="stored")
         return self._settled([([picture], found)])
 
-    def _fill_slot(self, work: Work, data: bytes, started_s: float) -> None:
+    def _fill_slot(self, work: Work, data: bytes, hash_s: float) -> None:
         try:
             work.slot = self._ring.acquire()
+            work.stages.decoding_s = time.monotonic()
+            cpu_began_s = time.thread_time()
             # The wait may have been long.
             if not self._still_wanted(work):
                 return self._end(work, Dropped())
@@ -195,7 +197,10 @@ class Pipeline:
             return self._end(
                 work, ImageFailure(error.code, error.title, limit=error.limit, actual=error.actual)
             )
-        self._observer.observe("decode_seconds", time.perf_counter() - started_s)
+        work.stages.decoded_s = time.monotonic()
+        # The wait for a slot is no decoding: it counts as waiting for the device, which frees slots.
+        self._observer.observe("decode_seconds", hash_s + work.stages.decoded_s - work.stages.decoding_s)
+        self._observer.count("decode_cpu_seconds_total", time.thread_time() - cpu_began_s)
         return self.batcher.put(work)
 
     def _decode_failed(self, work: Work) -> None:
@@ -226,6 +231,9 @@ class Pipeline:
 
     def _launch(self, works: list[Work]) -> Callable[[], list[Row]]:
         """Starts the model on a batch: all that want the same of it together, mostly the embedding."""
+        launched_s = time.monotonic()
+        for work in works:
+            work.stages.launched_s = launched_s
         places_of: dict[Reading | None, list[int]] = {}
         for place, work in enumerate(works):
             places_of.setdefault(work.reading, []).append(place)
@@ -258,6 +266,9 @@ class Pipeline:
             return lambda: _rows_in_place(features.read(reading, chunks), places)
         with _naming_lack_of_room():
             collect = self._embedder.launch(chunks)
+        if self._embedder.pinned:  # such a device runs these sizes and no other
+            size = next(size for size in batch_sizes(self._embedder.max_batch) if size >= len(works))
+            self._observer.count("padding_images_total", size - len(works))
 
         shape = (len(places), self._embedder.model.dimensions)
 
@@ -269,7 +280,9 @@ class Pipeline:
 
     def _settle_batch(self, works: list[Work], outcomes: list[Row | Exception]) -> None:
         settlements: list[Settlement] = []
+        computed_s = time.monotonic()
         for work, outcome in zip(works, outcomes, strict=True):
+            work.stages.computed_s = computed_s
             match outcome:
                 case Dropped() | DeviceLost() | ImageFailure():
                     settlements.append(self._finish(work, outcome))
@@ -288,6 +301,8 @@ class Pipeline:
         if work.slot is not None:
             self._ring.release(work.slot)
         self._end_bulk(work)
+        for picture in work.pictures:
+            picture.stages = work.stages
         return work.pictures, outcome
 
     def _end_bulk(self, work: Work) -> None:

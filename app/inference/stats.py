@@ -16,6 +16,8 @@ CounterName = Literal[
     "deadline_exceeded_total",  # requests whose time ran out
     "cache_hits_total",  # label: kind, stored | in_flight
     "device_busy_seconds_total",  # time with a batch on the device
+    "decode_cpu_seconds_total",  # of the decoders' threads; their wall time is in decode_seconds
+    "padding_images_total",  # computed beside a batch's own, to fill a size that the device runs
 ]
 HistogramName = Literal[
     "decode_seconds",  # hash, decode, resize and copy of one image

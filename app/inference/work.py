@@ -10,6 +10,7 @@ from app.inference.admission import Cost
 from app.inference.features import Array, Reading
 from app.inference.lanes import Lane
 from app.inference.results import ImageFailure
+from app.inference.stages import Stages
 from dino_core.preprocess import ImageHeader
 
 Row = Array | ImageFailure  # how a picture's work ends, if it ends
@@ -27,7 +28,7 @@ class Request:
         lane: How urgent it is.
     """
 
-    __slots__ = ("answered", "deadline_s", "lane", "left", "missing", "rows")
+    __slots__ = ("answered", "deadline_s", "lane", "last", "left", "missing", "rows")
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Request:
         self.rows: list[Row | None] = [None] * images
         self.missing = images
         self.left = False
+        self.last: Stages | None = None  # of the picture that was settled last
         if images == 0:
             answered.set_result(None)
 
@@ -76,6 +78,7 @@ class Picture:
         header: None where pixels were sent.
         sha256: Of the file; filled in by the decoder.
         reading: What is wanted of it; None for the embedding.
+        stages: Of its work, once that is done.
     """
 
     request: Request
@@ -85,6 +88,7 @@ class Picture:
     header: ImageHeader | None = None
     sha256: bytes = b""
     reading: Reading | None = None
+    stages: Stages | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -97,6 +101,7 @@ class Work:
         slot: Of the ring, once its pixels are there.
         begun_as_bulk: Whether it counts among the bulk works that a decoder has begun.
         pixels_CHW: Pixels that were sent instead of a file.
+        stages: Where it is.
     """
 
     pictures: list[Picture]
@@ -104,6 +109,7 @@ class Work:
     slot: int | None = None
     begun_as_bulk: bool = False
     pixels_CHW: Tensor | None = field(default=None, repr=False)
+    stages: Stages = field(default_factory=Stages)
 
     def __post_init__(self) -> None:
         self.lane = self.pictures[0].request.lane

@@ -45,7 +45,8 @@ def embed(service: Service, image: bytes, *, timeout_s: float = 60) -> httpx.Res
 
 
 def in_flight(service: Service, images: int) -> bool:
-    return f"dino_serve_inflight_images {images}.0" in httpx.get(service.url + "/metrics", timeout=20).text
+    line = f'dino_serve_inflight_images{{model="tiny"}} {images}.0'
+    return line in httpx.get(service.url + "/metrics", timeout=20).text
 
 
 def test_a_lame_duck_is_not_ready_and_answers_and_what_it_acknowledged_is_there(

@@ -180,7 +180,7 @@ def test_nothing_grows_under_callers_of_every_sort(service: Service, duration_s:
 
     with httpx.Client(base_url=service.url, timeout=20) as http:
         end_s = time.monotonic() + 20
-        while "dino_serve_inflight_images 0.0" not in http.get("/metrics").text:
+        while 'dino_serve_inflight_images{model="tiny"} 0.0' not in http.get("/metrics").text:
             assert time.monotonic() < end_s, "something is never given back"
             time.sleep(0.05)
         assert http.get("/health/live").status_code == http.get("/health/ready").status_code == 200

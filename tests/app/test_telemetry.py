@@ -7,37 +7,39 @@ import pytest
 
 from app.inference.engine import Engine, InferenceConfig
 from app.inference.stats import CounterName, HistogramName
-from app.telemetry import JsonLines, Metrics, set_up_logs
+from app.telemetry import JsonLines, Metrics, Present, set_up_logs
 from tests.app.inference.colours import ColourEmbedder
 
 
 def test_everything_that_the_engine_observes_has_a_metric() -> None:
     metrics = Metrics()
+    observer = metrics.of("colours")
     for counter in get_args(CounterName):
-        metrics.count(counter, 2)
+        observer.count(counter, 2)
     for histogram in get_args(HistogramName):
-        metrics.observe(histogram, 0.5)
+        observer.observe(histogram, 0.5)
     lines = metrics.exposition().decode()
     for name in get_args(CounterName):
         assert f"dino_serve_{name}" in lines
     for name in get_args(HistogramName):
-        assert f"dino_serve_{name}_count 1.0" in lines
+        assert f'dino_serve_{name}_count{{model="colours"}} 1.0' in lines
 
 
 def test_the_engines_state_is_asked_for_at_each_scrape() -> None:
     metrics = Metrics()
     engine = Engine(ColourEmbedder(), InferenceConfig())
     state = engine.gauges()
-    metrics.serves(lambda: [engine.model], lambda: state)
-    assert all(f"dino_serve_{name} " in metrics.exposition().decode() for name in state)
+    metrics.serves(lambda: [Present(engine.model, "vit", state)])
+    lines = metrics.exposition().decode()
+    assert all(f'dino_serve_{name}{{model="colours"}} ' in lines for name in state)
     state["queue_depth"] = 7
-    assert "dino_serve_queue_depth 7.0" in metrics.exposition().decode()
+    assert 'dino_serve_queue_depth{model="colours"} 7.0' in metrics.exposition().decode()
 
 
 def test_every_gauge_of_the_engine_is_explained() -> None:
     metrics = Metrics()
     engine = Engine(ColourEmbedder(), InferenceConfig())
-    metrics.serves(lambda: [engine.model], engine.gauges)
+    metrics.serves(lambda: [Present(engine.model, "vit", engine.gauges())])
     helps = [line for line in metrics.exposition().decode().splitlines() if line.startswith("# HELP")]
     assert all(len(line.split(" ", 3)[3].split()) > 1 for line in helps)
 

@@ -5,7 +5,7 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import uvicorn
 from PIL import Image
 
 from app.cli import server_config
-from app.fetching import Address, is_public
 from app.inference.embedder import Embedder
 from app.inference.engine import Engine
 from app.main import create_app
@@ -25,6 +24,7 @@ from app.search.embedded.library import Collections
 from app.served_models import ServedModel, ServedModels, serve_bundle
 from app.settings import Settings
 from app.telemetry import Metrics
+from app.tracing import Tracing
 from dino_core.bundle import Bundle, load_bundle
 
 START_TIMEOUT_S = 60
@@ -56,8 +56,8 @@ def serving(
     *,
     beside: Sequence[Bundle] = (),
     embedder: Embedder | None = None,
-    fetches_from: Callable[[Address], bool] = is_public,
     catalogue: Catalogue | None = None,
+    tracing: Tracing | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> Iterator[Api]:
     """Serves until the block ends.
@@ -66,26 +66,26 @@ def serving(
         bundle: Loaded.
         data_dir: For collections.
         beside: Further models.
-        fetches_from: Addresses that images by URL may have.
         embedder: In place of the bundle's model.
         catalogue: In place of the collections in `data_dir`.
+        tracing: Where spans go.
         settings: Other than the defaults.
     """
     chosen = Settings(data_dir=data_dir, port=0, **settings)
     metrics = Metrics()
 
     def load(name: str | None, path: Path) -> ServedModel:
-        return serve_bundle(load_bundle(path), chosen.inference(), name=name, observer=metrics)
+        return serve_bundle(load_bundle(path), chosen.inference(), name=name, metrics=metrics)
 
-    served = [serve_bundle(one, chosen.inference(), observer=metrics) for one in (bundle, *beside)]
+    served = [serve_bundle(one, chosen.inference(), metrics=metrics) for one in (bundle, *beside)]
     if embedder is not None:
         served[0].name = embedder.model.id
-        served[0].engine = Engine(embedder, chosen.inference(), observer=metrics)
+        served[0].engine = Engine(embedder, chosen.inference(), observer=metrics.of(embedder.model.id))
     models = ServedModels(served, load=load, root=bundle.path.parent, patience_s=chosen.drain_seconds)
     with contextlib.ExitStack() as stack:
         if catalogue is None:
             catalogue = stack.enter_context(Collections.open(data_dir))
-        app = create_app(chosen, models, catalogue, metrics=metrics, fetches_from=fetches_from)
+        app = create_app(chosen, models, catalogue, metrics=metrics, tracing=tracing)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         server = uvicorn.Server(server_config(app, chosen))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -91,7 +91,13 @@ def test_an_answer_says_what_was_sent_and_which_model_answers(api: Api) -> None:
     assert len(item["sha256"]) == 64
     assert body["usage"] == {"images": 1, "failed": 0}
     assert answer.headers["X-Model-Fingerprint"] == api.bundle.manifest.fingerprint
-    assert "embed;dur=" in answer.headers["Server-Timing"]
+    parts = dict(part.split(";dur=") for part in answer.headers["Server-Timing"].split(", "))
+    assert list(parts) == ["receive", "queue", "decode", "forward", "other", "total"]
+    total_ms = float(parts.pop("total"))
+    # Each is rounded to a tenth of a millisecond.
+    assert sum(map(float, parts.values())) == pytest.approx(total_ms, abs=0.06 * 6)
+    assert float(parts["decode"]) > 0
+    assert float(parts["forward"]) > 0
 
 
 def test_every_form_of_answer_has_the_same_numbers(api: Api) -> None:
@@ -253,7 +259,7 @@ def test_a_caller_who_leaves_takes_the_work_along(start: StartApi) -> None:
     with pytest.raises(Exception, match="timed out"):
         api.http.post("/embed", files=multipart([photo(1)]), timeout=0.3)
     deadline_s = time.monotonic() + 10
-    while "dino_serve_cancelled_total 1.0" not in api.http.get("/metrics").text:
+    while 'dino_serve_cancelled_total{model="colours"} 1.0' not in api.http.get("/metrics").text:
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
     embedder.open.set()

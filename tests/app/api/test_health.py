@@ -34,13 +34,14 @@ def test_metrics_tell_of_images_requests_and_the_model(start: StartApi) -> None:
     answer = api.http.get("/metrics")
     assert answer.headers["Content-Type"].startswith("text/plain")
     lines = answer.text.splitlines()
-    assert 'dino_serve_images_total{outcome="embedded"} 2.0' in lines
-    assert 'dino_serve_images_total{outcome="failed"} 1.0' in lines
-    assert 'dino_serve_image_errors_total{reason="unsupported_format"} 1.0' in lines
+    assert 'dino_serve_images_total{model="tiny",outcome="embedded"} 2.0' in lines
+    assert 'dino_serve_images_total{model="tiny",outcome="failed"} 1.0' in lines
+    assert 'dino_serve_image_errors_total{model="tiny",reason="unsupported_format"} 1.0' in lines
     assert 'dino_serve_requests_total{code="200",route="/embed"} 1.0' in lines
-    assert "dino_serve_ready 1.0" in lines
+    assert 'dino_serve_ready{model="tiny"} 1.0' in lines
     fingerprint = api.bundle.manifest.fingerprint
-    assert f'dino_serve_model_info{{backend="torch",fingerprint="{fingerprint}",id="tiny"}} 1.0' in lines
+    (line,) = [line for line in lines if line.startswith("dino_serve_model_info{")]
+    assert all(part in line for part in ('backend="torch"', f'fingerprint="{fingerprint}"', 'model="tiny"'))
 
 
 def test_two_services_in_one_process_count_for_themselves(start: StartApi, api: Api) -> None:

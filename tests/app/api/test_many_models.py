@@ -65,7 +65,9 @@ def test_info_lists_all_models_and_openais_clients_find_them(
     assert fingerprints == [bundle.manifest.fingerprint, other_bundle.manifest.fingerprint]
     assert [model["id"] for model in two.http.get("/v1/models").json()["data"]] == ["tiny", "other"]
     lines = two.http.get("/metrics").text
-    assert all(f'dino_serve_model_info{{fingerprint="{one}"' in lines for one in fingerprints)
+    told = [line for line in lines.splitlines() if line.startswith("dino_serve_model_info{")]
+    assert len(told) == 2
+    assert all(f'fingerprint="{one}"' in line for one, line in zip(fingerprints, told, strict=True))
 
 
 def test_a_collection_is_searched_and_filled_with_its_own_model(two: Api, other_bundle: Bundle) -> None:
