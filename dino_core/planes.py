@@ -171,6 +171,9 @@ def _npy_planes(data: bytes, channels: int | None, limits: ImageLimits) -> NDArr
         is_first = is_first or (channels not in shape[::2] and shape[0] < min(shape[1:]))
         height_px, width_px = (shape[1], shape[2]) if is_first else (shape[0], shape[1])
         check_limits(width_px, height_px, limits=limits)
+        # By the header alone numpy would take memory for what the file does not hold.
+        if math.prod(shape) * dtype.itemsize > len(data) - file.tell():
+            raise ImageError("truncated_image", "The image begins as .npy and ends too early.")
         file.seek(0)
         values: NDArray[np.generic] = npy.read_array(file, allow_pickle=False).reshape(shape)
     except (ValueError, EOFError, OSError) as error:

@@ -119,7 +119,6 @@ def model_card(
     with_curves: bool,
 ) -> str:
     """The bundle's README: what it is, what it was measured to do, and what it is not for."""
-    preprocessing = config.preprocessing()
     images = f"{data['images']:,} images" if "images" in data else "images"
     came_from = _origin(config)
     origin = (
@@ -136,11 +135,11 @@ https://arxiv.org/abs/2104.14294) with dinoserve. The weights are the teacher's 
 | | |
 |---|---|
 | network | `{config.backbone.name}` (timm), trained at {config.crops.global_px} px |
-| input | shorter side to {preprocessing.resize_px} px (bicubic), centre crop {preprocessing.crop_px} px |
+| input | {_input(config)} |
 | data | {images} of `{data.get("name", "unknown")}`{_classes(data)}; labels were not used |
 | recipe | `{config.recipe}`, {steps:,} steps of {config.batch_size} images, seed {config.seed} |{origin}
 
-Use it: `dino-serve run --model models/{name}`, or without dinoserve
+Use it: `{_use(name, config)}`, or without dinoserve
 `timm.create_model("local-dir:models/{name}", pretrained=True)`.
 
 ## Measured
@@ -167,6 +166,22 @@ def _origin(config: RunConfig) -> dict[str, str] | None:
         return None
     name = {"name": weights.rstrip("/").rpartition("/")[2]}
     return {**name, "fingerprint": fingerprint} if fingerprint else name
+
+
+def _input(config: RunConfig) -> str:
+    """What becomes of an image before the network: its size, and its channels where it is no RGB picture."""
+    size, planes = config.preprocessing(), config.planes()
+    sides = f"shorter side to {size.resize_px} px (bicubic), centre crop {size.crop_px} px"
+    if planes is None:
+        return sides
+    ranges = ", ".join(f"{low:g} to {high:g}" for low, high in zip(planes.low, planes.high, strict=True))
+    return f"{sides}; {planes.channels} channels, scaled to 8 bits from {ranges}"
+
+
+def _use(name: str, config: RunConfig) -> str:
+    if config.planes() is None:
+        return f"dino-serve run --model models/{name}"
+    return f"dino-train eval models/{name} --data DIR"
 
 
 def _measured(evaluations: Sequence[Mapping[str, Any]], *, start: str) -> str:

@@ -192,7 +192,11 @@ def _run_in(
         }
         export_teacher(state, config, plan.out, directory=directory, data=summary)
         directory.write(RESULT_FILE, {"bundle": str(plan.out), "steps": state.step, "data": summary})
-        screen.say(f"serve it: dino-serve run --model {plan.out}")
+        screen.say(
+            f"serve it: dino-serve run --model {plan.out}"
+            if config.planes() is None
+            else f"measure it: dino-train eval {plan.out} --data DIR"
+        )
         return plan.out
 
 

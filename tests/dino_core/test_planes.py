@@ -99,7 +99,8 @@ def test_eight_bits_are_left_alone() -> None:
     [
         pytest.param(b"", "is empty", id="empty"),
         pytest.param(b"words and words", r"no \.npy, no TIFF", id="no image"),
-        pytest.param(npy(ramp(5))[:300], r"begins as \.npy and is damaged", id="cut array"),
+        pytest.param(npy(ramp(5))[:300], r"begins as \.npy and ends too early", id="cut array"),
+        pytest.param(npy(ramp(5))[:60], r"begins as \.npy and is damaged", id="cut header"),
         pytest.param(npy(np.zeros((9, 9), np.complex64)), "numbers of height, width", id="complex"),
         pytest.param(npy(np.zeros((2, 9, 9, 2))), "numbers of height, width", id="four axes"),
         pytest.param(npy(ramp(4)), "has 4 channels, 5 are expected", id="channels"),
@@ -118,6 +119,12 @@ def test_what_cannot_be_read_is_refused_in_our_words(data: bytes, sentence: str)
 def test_a_huge_array_is_refused_by_its_header() -> None:
     header = npy(np.zeros((1, 1), np.uint8)).replace(b"(1, 1)", b"(99999, 99999)")[:128]
     with pytest.raises(ImageError, match="pixels, at most"):
+        read_planes(header)
+
+
+def test_memory_is_not_taken_for_what_the_file_does_not_hold() -> None:
+    header = npy(np.zeros((9, 9, 1), np.uint8)).replace(b"(9, 9, 1), } ", b"(999, 999, 9999999), } ")
+    with pytest.raises(ImageError, match="ends too early"):
         read_planes(header)
 
 

@@ -178,6 +178,8 @@ def test_five_channels_of_sixteen_bits_train_go_on_and_are_measured_by_their_bun
     said = capsys.readouterr().err
     assert "images of 5 channels, scaled to 8 bits from 0 to 69" in said
     assert "colour jitter and grey are left out" in said
+    assert f"measure it: dino-train eval {tmp_path / 'models' / 'whole'}" in said
+    assert "5 channels, scaled to 8 bits" in (tmp_path / "models" / "whole" / "README.md").read_text()
     manifest = read_manifest(tmp_path / "models" / "whole")
     planes = manifest.preprocessing.planes
     assert planes is not None

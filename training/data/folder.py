@@ -19,9 +19,8 @@ from training.errors import DataError
 IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 RAW_SUFFIXES = (".npy", ".tif", ".tiff")
 """Of images that are no pictures. They count only where there are none, as beside pictures they are masks."""
-_DEEPER = (
-    "\0"  # between the parts of a path while it is sorted: no name has it, and it comes before all letters
-)
+# Between the parts of a path while it is sorted: no name has it, and it comes before every letter.
+_DEEPER = "\0"
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
