@@ -71,8 +71,8 @@ class RunSettings(BaseSettings, RunConfig):
     )
 
     data: Where = Field()
-    """Folder of images (with train/ and val/ in it, val/ measures), list of files, saved Hugging Face data set;
-    tar shards or Parquet files, here or at an address such as s3://bucket/train-{000..099}.tar."""
+    """Folder of images (with train/ and val/ in it, val/ measures), list of files, saved Hugging Face data
+    set; tar shards or Parquet files, here or at an address such as s3://bucket/train-{000..099}.tar."""
     val_data: Where | None = None
     """Labelled images (such as a folder for each class) to measure with; never trained on."""
     out: Path
