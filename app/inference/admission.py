@@ -11,7 +11,7 @@ from app.errors import Overloaded, TooLarge
 from app.inference.lanes import TURNS_PER_BULK, Lane
 
 BULK_SHARE = 0.5  # of each budget; the rest is always there for interactive requests
-_TIME_FOR_THE_UNKNOWN = 0.25  # of a deadline: an estimated wait that leaves less than this is refused
+_LONGEST_WAIT = 0.5  # of the time that a request can wait; the rest is for what the estimate doesn't know
 _RATE_MEMORY_S = 10.0  # older completions count less than 1/e in the measured rate
 _RETRY_AFTER_UNKNOWN_S = 1.0  # before anything was measured
 _RETRY_AFTER_RANGE_S = (0.1, 60.0)
@@ -142,13 +142,15 @@ class Admission:
         wait_s, rate = self.estimated_wait_s(lane), self._rate.per_s
         if wait_s is None or rate is None:
             return
-        # An idle service takes whatever comes: one slow measurement must not lock everyone out.
-        late_s = wait_s + images / rate - deadline_s * (1 - _TIME_FOR_THE_UNKNOWN)
+        own_s = images / rate
+        # Where the queue is always as long as it may be, half of those who enter would miss a deadline that
+        # was cut fine. An idle service takes whatever comes: one slow measurement must not lock everyone out.
+        late_s = wait_s - max(0.0, deadline_s - own_s) * _LONGEST_WAIT
         if wait_s > 0 and late_s > 0:
             raise Overloaded(
-                f"the answer would take about {wait_s + images / rate:.1f} s, and this request's deadline is "
-                f"{deadline_s:.1f} s",
-                retry_after_s=self._retry_after_s(min(late_s, wait_s) * rate),
+                f"the answer would take about {wait_s + own_s:.1f} s, if all goes well, and this request's "
+                f"deadline is {deadline_s:.1f} s",
+                retry_after_s=self._retry_after_s(late_s * rate),
                 reason="wait",
             )
 
