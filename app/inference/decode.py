@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from app.inference.lanes import Lane, LaneQueue
-from app.inference.threads import use_native_threads
+from app.inference.threads import use_native_threads, yield_to_the_loop
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ class DecodePool(Generic[Job]):
         return max((now_s - began_s for began_s in self._began_s if began_s is not None), default=0.0)
 
     def _main(self, number: int) -> None:
+        yield_to_the_loop()
         use_native_threads(1)
         self._started.wait()
         while True:

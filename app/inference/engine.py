@@ -31,7 +31,7 @@ from app.inference.pipeline import Outcome, Pipeline, PipelineConfig, Settlement
 from app.inference.results import ImageEmbedding, ImageFailure, ModelInfo
 from app.inference.stages import Passage, passages
 from app.inference.stats import EngineStats, Observer
-from app.inference.threads import cpu_budget
+from app.inference.threads import cpu_budget, yield_to_the_loop
 from app.inference.work import Picture, Request, Row
 from dino_core.bundle import Bundle
 from dino_core.errors import BundleError
@@ -66,12 +66,15 @@ class Engine:
         self._config = config
         self._observer: Observer = observer or EngineStats()
         if isinstance(model, Bundle):
-            self._embedder = make_embedder(
-                model,
-                max_batch=config.max_batch,
-                backend=config.backend,
-                threads=_compute_threads(config),
-            )
+            # On a thread of its own, as the threads that a backend starts are as nice as the one they come from.
+            with ThreadPoolExecutor(1, initializer=yield_to_the_loop) as maker:
+                self._embedder = maker.submit(
+                    make_embedder,
+                    model,
+                    max_batch=config.max_batch,
+                    backend=config.backend,
+                    threads=_compute_threads(config),
+                ).result()
         else:
             self._embedder = model
         self.features = FeatureReader(model) if isinstance(model, Bundle) else None

@@ -25,7 +25,7 @@ from app.inference.features import Array, FeatureReader, Reading
 from app.inference.results import ImageFailure
 from app.inference.ring import PixelRing, RingClosed
 from app.inference.stats import Observer
-from app.inference.threads import use_native_threads
+from app.inference.threads import use_native_threads, yield_to_the_loop
 from app.inference.work import Picture, Row, Work
 from dino_core.errors import ImageError
 from dino_core.preprocess import ImageLimits, load_pixels
@@ -210,6 +210,7 @@ class Pipeline:
         return self._cache.still_wanted(work, time.monotonic())
 
     def _warm_up(self) -> None:
+        yield_to_the_loop()
         use_native_threads(self._config.compute_threads)
         crop_px = self._embedder.preprocessing.crop_px
         for size in batch_sizes(self._embedder.max_batch):

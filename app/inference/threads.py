@@ -1,12 +1,15 @@
 """How many threads this process may use, and for what."""
 
+import contextlib
 import os
+import sys
 import threading
 from pathlib import Path
 
 import torch
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
+_NICER = 5  # about a third of the weight that the scheduler gives to others
 _native_threads_lock = threading.Lock()
 
 
@@ -53,3 +56,16 @@ def use_native_threads(count: int) -> None:
     with _native_threads_lock:
         torch.set_num_threads(count)
         torch.get_num_threads()
+
+
+def yield_to_the_loop() -> None:
+    """Lets the system prefer the process's other threads to the calling one, and to those that it starts.
+
+    Decoders and the model take all cores that there are. The event loop needs little, but at once: every
+    caller waits for it, also those who are only to be told that there is no room.
+    """
+    if sys.platform != "linux":
+        return  # elsewhere niceness is the process's, not the thread's
+    thread = threading.get_native_id()
+    with contextlib.suppress(OSError):  # a sandbox may forbid it, and then it is as it was
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICER)

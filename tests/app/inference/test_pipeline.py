@@ -1,3 +1,5 @@
+import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -80,6 +82,35 @@ def test_decoders_have_one_native_thread_each_and_the_device_thread_those_of_the
     pipeline.close(drain=True, timeout_s=20)
     assert of_decoders == {1}
     assert embedder.native_threads == {3}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the process's")
+def test_decoders_and_the_device_thread_are_nicer_than_the_event_loops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    niceness: dict[str, int] = {}
+
+    def note(name: str) -> None:
+        niceness[name] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def watched(data: bytes, preprocessing: Preprocessing, *, limits: ImageLimits) -> Tensor:
+        note("decoder")
+        return load_pixels(data, preprocessing, limits=limits)
+
+    class Noting(Watching):
+        def launch(self, chunks: Sequence[Tensor]) -> Collect:
+            note("device")
+            return super().launch(chunks)
+
+    monkeypatch.setattr("app.inference.pipeline.load_pixels", watched)
+    done = threading.Event()
+    pipeline = Pipeline(Noting(), lambda _: done.set(), config=CONFIG, observer=EngineStats())
+    pipeline.start()
+    pipeline.submit(picture_of(picture((9, 8, 7))))
+    assert done.wait(timeout=20)
+    pipeline.close(drain=True, timeout_s=20)
+    note("loop")
+    assert niceness["decoder"] == niceness["device"] == min(niceness["loop"] + 5, 19)
 
 
 def test_every_batch_size_is_warmed_up_before_the_first_picture() -> None:
