@@ -66,7 +66,7 @@ class Engine:
         self._config = config
         self._observer: Observer = observer or EngineStats()
         if isinstance(model, Bundle):
-            # On a thread of its own, as the threads that a backend starts are as nice as the one they come from.
+            # On a thread of its own: threads that a backend starts are as nice as the one they come from.
             with ThreadPoolExecutor(1, initializer=yield_to_the_loop) as maker:
                 self._embedder = maker.submit(
                     make_embedder,

@@ -85,7 +85,7 @@ def test_decoders_have_one_native_thread_each_and_the_device_thread_those_of_the
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is the process's")
-def test_decoders_and_the_device_thread_are_nicer_than_the_event_loops(
+def test_decoders_and_the_device_thread_are_nicer_than_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     niceness: dict[str, int] = {}
