@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from app.errors import Overloaded, TooLarge
+from app.fetching import URL_NOT_TAKEN, Fetcher, ImageAddress
 from app.inference.engine import Engine
 from app.inference.features import Reading
 from app.inference.results import ImageEmbedding, ImageFailure
@@ -33,11 +34,11 @@ class Addition:
 
     Attributes:
         id: None: the SHA-256 of the picture's bytes.
-        content: The picture's file, float32 [D], or why what was sent is neither.
+        content: The picture's file or address, float32 [D], or why what was sent is none of these.
     """
 
     id: str | None
-    content: bytes | Vector | ImageFailure
+    content: bytes | ImageAddress | Vector | ImageFailure
     metadata: dict[str, Json]
     source: str | None
 
@@ -49,6 +50,7 @@ async def make_items(
     embed: Embed,
     workers: ThreadPoolExecutor,
     limits: ImageLimits,
+    fetcher: Fetcher | None = None,
 ) -> list[Item | ImageFailure]:
     """Makes items to write.
 
@@ -61,11 +63,13 @@ async def make_items(
         embed: Embeds files; what it raises is raised.
         workers: For disk and codecs.
         limits: What a thumbnail may ask of the decoder.
+        fetcher: Of pictures that are named by URL; None: such fail.
 
     Returns:
         For each addition, in order, an item or why there is none.
     """
     loop = asyncio.get_running_loop()
+    additions = await _with_files(additions, fetcher)
     made = await loop.run_in_executor(workers, _without_embedding, additions, collection)
     # As (place, file) pairs: those that are neither there already nor vectors nor failures.
     files = [
@@ -126,6 +130,17 @@ async def embed_patiently(
             return first + second
 
 
+async def _with_files(additions: Sequence[Addition], fetcher: Fetcher | None) -> Sequence[Addition]:
+    addresses = [one.content for one in additions if isinstance(one.content, ImageAddress)]
+    if not addresses:
+        return additions
+    found = iter([URL_NOT_TAKEN] * len(addresses) if fetcher is None else await fetcher.fetch_all(addresses))
+    return [
+        replace(one, content=next(found)) if isinstance(one.content, ImageAddress) else one
+        for one in additions
+    ]
+
+
 def _without_embedding(
     additions: Sequence[Addition], collection: Collection
 ) -> list[Item | ImageFailure | None]:
@@ -144,6 +159,7 @@ def _kept(
 ) -> Item | ImageFailure | None:
     if isinstance(addition.content, ImageFailure):
         return addition.content
+    assert not isinstance(addition.content, ImageAddress), "an image was not fetched: this is a bug"
     if not isinstance(addition.content, bytes):
         assert addition.id is not None, "an embedding was let in without an id: this is a bug"
         return Item(
@@ -159,7 +175,7 @@ def _kept(
     )
 
 
-def _sha256(content: bytes | Vector | ImageFailure) -> str:
+def _sha256(content: object) -> str:
     return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else ""
 
 

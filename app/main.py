@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -40,6 +40,7 @@ from app.api.scopes import check_scopes, require_scope
 from app.api.state import Departure, State, expect_fingerprint
 from app.api.urgency import read_urgency
 from app.errors import CollectionExists, UnknownCollection
+from app.fetching import Address, Fetcher, is_public
 from app.inference.threads import cpu_budget
 from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
@@ -82,6 +83,7 @@ def create_app(
     metrics: Metrics | None = None,
     tracing: Tracing | None = None,
     departure: Departure | None = None,
+    fetches_from: Callable[[Address], bool] = is_public,
 ) -> FastAPI:
     """Makes the service of one model or several.
 
@@ -92,6 +94,7 @@ def create_app(
         metrics: Those that the engines observe into; None for new ones without the engines'.
         tracing: Where spans go; who made it closes it. None: there are none.
         departure: That the server announces; None: it leaves unannounced.
+        fetches_from: The addresses that images by URL may have; another than the default is for tests.
 
     Raises:
         SettingsInvalid: The file of API keys can't be used.
@@ -102,7 +105,12 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with _running(
-            settings, models, catalogue, metrics=metrics, departure=departure or Departure()
+            settings,
+            models,
+            catalogue,
+            metrics=metrics,
+            departure=departure or Departure(),
+            fetcher=_fetcher(settings, fetches_from),
         ) as state:
             yield state
 
@@ -150,6 +158,7 @@ async def _running(
     *,
     metrics: Metrics,
     departure: Departure,
+    fetcher: Fetcher | None,
 ) -> AsyncIterator[State]:
     """What lives from start to stop."""
     ensure_default_collection(catalogue, models)
@@ -174,14 +183,30 @@ async def _running(
             reindex_jobs=reindex_jobs,
             reading=reading_jobs,
             departure=departure,
+            fetcher=fetcher,
         )
     finally:
         # Each may wait for what it does; what is under way elsewhere needs the loop meanwhile.
         await loop.run_in_executor(None, reindex_jobs.stop)  # before the engines, which it needs
         await models.stop()
+        if fetcher is not None:
+            await fetcher.close()
         await loop.run_in_executor(None, bulk.shutdown)
         await loop.run_in_executor(None, reading_jobs.close)
         workers.shutdown()
+
+
+def _fetcher(settings: Settings, fetches_from: Callable[[Address], bool]) -> Fetcher | None:
+    """Of images by URL; None where they aren't taken."""
+    if not settings.allow_url_inputs:
+        return None
+    return Fetcher(
+        max_image_bytes=settings.max_image_bytes,
+        max_request_bytes=settings.max_request_bytes,
+        max_wait_s=settings.upload_timeout_s,  # as for a body that brings the images itself
+        hosts=settings.url_hosts,
+        allows=fetches_from,
+    )
 
 
 def _reading_folder(settings: Settings, catalogue: Catalogue) -> Path | None:

@@ -308,6 +308,12 @@ class Settings(_FlagsEnvironmentFile):
     allowed_origins: tuple[str, ...] = ()
     """Origins of other sites whose pages may call, say https://photos.example.org."""
 
+    allow_url_inputs: bool = False
+    """Fetch images that requests name by URL, from the public internet only."""
+    url_hosts: tuple[str, ...] = ()
+    """Fetch from these hosts only, say images.example.org; one like images.example.org:8443 also allows a
+    port beside 80 and 443."""
+
     max_request_bytes: int = Field(100 * 2**20, ge=1024)
     """Of a whole body, but for a file to import."""
     max_import_bytes: int = Field(64 * 2**30, ge=1024)
@@ -380,6 +386,12 @@ class Settings(_FlagsEnvironmentFile):
                 f"max_client_batch_size ({self.max_client_batch_size}) is above max_concurrent_images "
                 f"({self.max_concurrent_images}): such a request could never enter"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_hosts_that_nothing_is_fetched_from(self) -> "Settings":
+        if self.url_hosts and not self.allow_url_inputs:
+            raise ValueError("url_hosts is given, and images by URL are off: say --allow-url-inputs too")
         return self
 
     @property

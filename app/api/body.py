@@ -3,7 +3,7 @@
 import asyncio
 import binascii
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,8 +24,9 @@ from app.api.refusals import (
     UnsupportedMediaType,
     UploadTimeout,
 )
-from app.api.state import State, in_worker
+from app.api.state import State, in_worker, while_connected
 from app.errors import TooLarge
+from app.fetching import URL_NOT_TAKEN, ImageAddress
 from app.inference.results import ImageFailure
 
 SentImage = bytes | ImageFailure  # a file, or why what was sent can't be one
@@ -61,7 +62,9 @@ class Upload:
     @property
     def count(self) -> int:
         """How many images."""
-        return len(self.images) if self.pixels is None else len(self.pixels)
+        if self.pixels is None:
+            return len(self.images)
+        return len(self.pixels) if self.pixels.ndim else 0  # such an array is refused where it is embedded
 
 
 async def read_upload(
@@ -100,9 +103,10 @@ async def read_upload(
         case "application/json":
             text = await _read_all(request, state)
             if len(text) <= _PARSED_AT_ONCE_BYTES:
-                upload = _json_upload(text, max_values)
+                upload, images = _json_upload(text, max_values)
             else:
-                upload = await in_worker(state, _json_upload, text, max_values)
+                upload, images = await in_worker(state, _json_upload, text, max_values)
+            upload.images = await while_connected(request, fetched(state, images))
         case "application/x-npy" if arrays:
             data = await _read_all(request, state)
             upload = Upload(pixels=await in_worker(state, _array, data))
@@ -139,8 +143,34 @@ async def read_json(request: Request, state: State) -> dict[str, Any]:
     return await in_worker(state, json_object, await _read_all(request, state))
 
 
-def images_from_json(sent: Iterable[object], *, pointer: str) -> list[SentImage]:
-    """Base64 texts and data URIs to files.
+async def fetched(
+    state: State, images: Sequence[SentImage | ImageAddress], *, each: bool = False
+) -> list[SentImage]:
+    """Files in the places of their addresses; costs nothing where there are none.
+
+    Args:
+        state: Of the service.
+        images: As `image_from_json` gives them.
+        each: Where no URLs are taken, that is each one's own failure, and not the request's.
+
+    Raises:
+        InvalidJson: This service takes no URLs.
+        TooLarge: See `Fetcher.fetch_all`, and so Overloaded and DeadlineExceeded.
+    """
+    addresses = [image for image in images if isinstance(image, ImageAddress)]
+    fetcher = state["fetcher"]
+    if addresses and fetcher is None and not each:
+        raise InvalidJson(
+            "images by URL are not taken (--allow-url-inputs): fetch the image and send its bytes, as base64 "
+            "or multipart",
+            pointer=addresses[0].pointer,
+        )
+    files = iter([URL_NOT_TAKEN] * len(addresses) if fetcher is None else await fetcher.fetch_all(addresses))
+    return [next(files) if isinstance(image, ImageAddress) else image for image in images]
+
+
+def images_from_json(sent: Iterable[object], *, pointer: str) -> list[SentImage | ImageAddress]:
+    """Base64 texts, data URIs and URLs to files, or where they are.
 
     Args:
         sent: Of a JSON array.
@@ -219,7 +249,8 @@ async def _take_chunks(request: Request, state: State, take: Callable[[bytes], N
         raise ClientLeft("the caller closed the connection before the body was here") from None
 
 
-def _json_upload(text: bytes, max_values: int | None) -> Upload:
+def _json_upload(text: bytes, max_values: int | None) -> tuple[Upload, list[SentImage | ImageAddress]]:
+    """What a JSON body says, and its images, which may have to be fetched yet."""
     if max_values is not None:
         _refuse_many_values(text, max_values)
     members = json_object(text)
@@ -227,7 +258,7 @@ def _json_upload(text: bytes, max_values: int | None) -> Upload:
     if not isinstance(images, list):
         raise InvalidJson("`images` is not an array of base64 texts or data URIs", pointer="/images")
     files = images_from_json(images, pointer="/images")
-    return Upload(files, [None] * len(files), parameters=members, in_body=True)
+    return Upload(filenames=[None] * len(files), parameters=members, in_body=True), files
 
 
 def _refuse_many_values(text: bytes, limit: int) -> None:
@@ -267,23 +298,22 @@ def json_object(text: bytes) -> dict[str, Any]:
     return members
 
 
-def image_from_json(value: object, *, pointer: str) -> SentImage:
-    """A base64 text or a data URI to a file.
+def image_from_json(value: object, *, pointer: str) -> SentImage | ImageAddress:
+    """A base64 text or a data URI to a file; a URL to an address, for `fetched`.
 
     Args:
         value: Of a JSON document.
         pointer: To it, for errors.
 
     Raises:
-        InvalidJson: It is not a text.
+        InvalidJson: It is neither.
     """
-    if isinstance(value, dict) and "url" in value:
-        raise InvalidJson(
-            "images by URL are not taken: fetch the image and send its bytes, as base64 or multipart",
-            pointer=pointer,
-        )
+    if isinstance(value, dict) and isinstance(url := value.get("url"), str) and len(value) == 1:
+        return ImageAddress(url, pointer)
     if not isinstance(value, str):
-        raise InvalidJson(f"{pointer} is not a text of base64 or a data URI", pointer=pointer)
+        raise InvalidJson(
+            f'{pointer} is neither a text of base64, nor a data URI, nor {{"url": …}}', pointer=pointer
+        )
     text = value
     if value.startswith("data:"):
         head, _, text = value.partition(",")

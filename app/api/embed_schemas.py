@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.schemas import EmbeddingForm, Grid, ImageError, Model, Parameters
+from app.api.schemas import EmbeddingForm, Grid, ImageError, Model, Parameters, SentText
 
 
 class EmbedStreamParameters(EmbeddingForm):
@@ -19,8 +19,8 @@ class EmbedLine(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    image: str
-    """Base64 or a data URI."""
+    image: SentText
+    """Base64, a data URI, or {"url": …} where the service takes that."""
     id: str | int | None = None
     """Comes back with the result."""
 

@@ -1,5 +1,6 @@
 """`POST /embed/stream`: a line with an image in, a line with its embedding out, for any number of lines."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from starlette.responses import Response
 
 from app.adding import embed_patiently
 from app.api import answers
-from app.api.body import SentImage, image_from_json, query_texts
+from app.api.body import SentImage, fetched, image_from_json, query_texts
 from app.api.embed import image_error
 from app.api.embed_schemas import EmbedLine, EmbedStreamParameters, StreamedEmbedding
 from app.api.embedded import image_answer, reading_of, result_bytes, row_of
@@ -21,6 +22,7 @@ from app.api.refusals import UnsupportedMediaType
 from app.api.schemas import parse
 from app.api.state import State, StateDep, in_worker, served_model
 from app.errors import ServiceError
+from app.fetching import ImageAddress
 from app.inference.engine import Engine
 from app.inference.features import Reading
 from app.inference.results import ImageEmbedding, ImageFailure
@@ -67,6 +69,9 @@ class _Sent:
     image: SentImage | ServiceError
 
 
+_Read = tuple[dict[str, Any], SentImage | ImageAddress | ServiceError]  # its place, and what is there
+
+
 @dataclass(frozen=True)
 class _EmbedLines:
     """Lines to result lines."""
@@ -79,7 +84,8 @@ class _EmbedLines:
 
     async def make(self, batch: Batch) -> bytes:
         """The result lines of a batch."""
-        sent = await in_worker(self.state, lambda: [self._sent(number, line) for number, line in batch])
+        read = await in_worker(self.state, lambda: [self._read(number, line) for number, line in batch])
+        sent = await self._with_files(read)
         files = [one.image for one in sent if isinstance(one.image, bytes)]
         results: list[ImageEmbedding | ImageFailure | ServiceError]
         try:
@@ -93,15 +99,27 @@ class _EmbedLines:
         """What was made is what is sent."""
         return text
 
-    def _sent(self, number: int, line: Line) -> _Sent:
+    async def _with_files(self, sent: list[_Read]) -> list[_Sent]:
+        addresses = [image for _, image in sent if isinstance(image, ImageAddress)]
+        files: Sequence[SentImage | ServiceError]
+        try:
+            files = await fetched(self.state, addresses, each=True)
+        except ServiceError as error:
+            files = [error] * len(addresses)
+        left = iter(files)
+        return [
+            _Sent(place, next(left) if isinstance(image, ImageAddress) else image) for place, image in sent
+        ]
+
+    def _read(self, number: int, line: Line) -> _Read:
         place: dict[str, Any] = {"index": number}
         try:
             members = line_members(line, self.bounds)
             if isinstance(members.get("id"), str | int):
                 place["id"] = members["id"]
-            return _Sent(place, image_from_json(parse(EmbedLine, members).image, pointer="/image"))
+            return place, image_from_json(parse(EmbedLine, members).image, pointer="/image")
         except ServiceError as error:
-            return _Sent(place, error)
+            return place, error
 
     def _text(self, sent: list[_Sent], results: list[ImageEmbedding | ImageFailure | ServiceError]) -> bytes:
         left = iter(results)

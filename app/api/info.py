@@ -26,6 +26,7 @@ async def info(state: StateDep) -> Response:
         "model": described[0],
         "models": described,
         "formats": list(SUPPORTED_FORMATS),
+        "url_inputs": settings.allow_url_inputs,
         "limits": {
             "request_bytes": settings.max_request_bytes,
             "image_bytes": settings.max_image_bytes,

@@ -54,6 +54,7 @@ class _ItemLines:
                     embed=lambda images: embed_patiently(engine, images),
                     workers=state["workers"],
                     limits=ImageLimits(max_pixels=state["settings"].max_image_pixels),
+                    fetcher=state["fetcher"],
                 )
             )
         except ServiceError as error:

@@ -91,6 +91,7 @@ async def add_items(request: Request, name: str, state: StateDep) -> Response:
                 embed=lambda images: engine.embed(images, lane=urgent.lane, deadline_s=urgent.deadline_s),
                 workers=state["workers"],
                 limits=ImageLimits(max_pixels=state["settings"].max_image_pixels),
+                fetcher=state["fetcher"],
             ),
         )
     check_failures(made, choice)

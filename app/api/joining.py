@@ -17,6 +17,7 @@ from app.api.refusals import InvalidParameter
 from app.api.schemas import AddItems, AddParameters, NewItem, OnError, Parameters, parse
 from app.api.state import State, refuse_other_model, served_model
 from app.errors import FingerprintMismatch
+from app.fetching import ImageAddress
 from app.search.collection import Collection, Json, Vector
 from app.search.rows import check_id, check_vector, check_words
 from app.served_models import ServedModel
@@ -144,7 +145,7 @@ def addition_of(item: NewItem, joining: Joining, *, where: str, pointer: str) ->
     """
     joining.refuse_unless_taken(item, where=where)
     _check_words(item.id, item.metadata, item.source, where=where)
-    content: SentImage | Vector
+    content: SentImage | ImageAddress | Vector
     if item.embedding is None:
         content = image_from_json(item.image, pointer=pointer)
     else:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api import answers
-from app.api.body import SentImage, image_from_json, read_json
+from app.api.body import SentImage, fetched, image_from_json, read_json
 from app.api.embed import check_failures, embed_images
 from app.api.openai_schemas import (
     OpenAIEmbeddingsAnswer,
@@ -18,6 +18,7 @@ from app.api.openapi import OPENAI_ERROR_RESPONSES, answer_of, example, json_bod
 from app.api.refusals import InvalidJson, InvalidParameter, NoImages, TextRefused
 from app.api.schemas import base64_of, parse
 from app.api.state import StateDep, in_worker, served_model, timed, while_connected
+from app.fetching import ImageAddress
 from app.inference.results import ImageEmbedding, ImageFailure
 from app.served_models import ServedModel
 
@@ -51,7 +52,7 @@ async def create_embeddings(request: Request, state: StateDep) -> Response:
         model = served_model(state, wish.model)
         _check_dimensions(wish.dimensions, model)
         values = _values(wish)
-        images = await in_worker(state, _images, values)
+        images = await while_connected(request, fetched(state, await in_worker(state, _images, values)))
     if not images:
         raise NoImages("`input` is an empty list: send one image or more")
     with timed(state, "embed"):
@@ -132,7 +133,7 @@ def _contents(messages: list[dict[str, Any]]) -> list[object]:
     return parts
 
 
-def _images(values: list[object]) -> list[SentImage]:
+def _images(values: list[object]) -> list[SentImage | ImageAddress]:
     return [
         image_from_json(_by_url(_file_of(value, f"/input/{index}")), pointer=f"/input/{index}")
         for index, value in enumerate(values)

@@ -84,6 +84,8 @@ IMAGE_PROBLEMS: Final[dict[str, Problem]] = {
     "image_too_large": Problem(413, "The image is above a limit"),
     "image_too_small": Problem(422, "The image is below a limit"),
     "aspect_ratio_too_extreme": Problem(422, "The image is too narrow"),
+    "url_refused": Problem(422, "The URL is not fetched"),
+    "url_not_fetched": Problem(422, "The URL gave no image"),
     "invalid_base64": Problem(400, "The image is not valid base64"),
     "embedding_failed": Problem(500, "The model gave no embedding"),
 }

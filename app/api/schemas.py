@@ -16,6 +16,7 @@ from app.search.rules import MAX_PAGE_ITEMS
 from dino_core.backbones import Pooling
 
 OnError = Literal["item", "fail"]
+SentText = str | dict[Literal["url"], str]  # base64, a data URI, or where the image is
 MAX_IDS: Final = 10_000  # of one request
 
 
@@ -101,8 +102,8 @@ class NewItem(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    image: str | None = None
-    """Base64 or a data URI."""
+    image: SentText | None = None
+    """Base64, a data URI, or {"url": …} where the service takes that."""
     embedding: Annotated[list[float] | None, BeforeValidator(_vector)] = None
     """In place of an image: numbers, or base64 of little-endian float32; the request names the model's
     `fingerprint`."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from app.api import answers
-from app.api.body import SentImage, Upload, images_from_json, read_upload
+from app.api.body import SentImage, Upload, fetched, images_from_json, read_upload
 from app.api.embed import check_failures, embed_images, failure_answer, model_answer, on_error
 from app.api.openapi import answer_of, body_of, example
 from app.api.refusals import InvalidParameter, NoImages
@@ -22,6 +22,7 @@ from app.api.schemas import parse
 from app.api.similar_schemas import Example, SentVectors, SimilarAnswer, SimilarParameters
 from app.api.state import State, StateDep, collection_and_model, in_worker, timed, while_connected
 from app.errors import FingerprintMismatch, InvalidQuery, InvalidVector, TooLarge, UnknownItem
+from app.fetching import ImageAddress
 from app.inference.results import ImageEmbedding, ImageFailure
 from app.search.collection import Collection, Neighbour
 from app.search.grouping import Grouping, grouped
@@ -62,7 +63,7 @@ class _Question:
     window: Window
     narrowing: Narrowing
     grouping: Grouping | None
-    images: list[SentImage]
+    images: list[SentImage | ImageAddress]
     rows_QD: Row | None
 
 
@@ -152,7 +153,7 @@ def _question(state: State, upload: Upload, *, header_fingerprint: str | None) -
             exact=parameters.exact,
         ),
         grouping=grouping,
-        images=upload.images or _images_of_examples(parameters),
+        images=[*upload.images] or _images_of_examples(parameters),
         rows_QD=rows_QD,
     )
     _check_amounts(question, max_queries=max_queries)
@@ -226,7 +227,7 @@ def _check_amounts(question: _Question, *, max_queries: int) -> None:
         )
 
 
-def _images_of_examples(parameters: SimilarParameters) -> list[SentImage]:
+def _images_of_examples(parameters: SimilarParameters) -> list[SentImage | ImageAddress]:
     sent = []
     for name, given in (("positive", parameters.positive), ("negative", parameters.negative)):
         texts = [example.image for example in given if example.image is not None]
@@ -240,7 +241,7 @@ async def _embed(state: State, question: _Question) -> list[ImageEmbedding | Ima
         results = await embed_images(
             state,
             question.model.engine,
-            question.images,
+            await fetched(state, question.images),
             timeout_s=parameters.timeout,
             priority=parameters.priority,
         )

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from app.api.refusals import InvalidParameter
-from app.api.schemas import ImageError, Model, Parameters, json_text
+from app.api.schemas import ImageError, Model, Parameters, SentText, json_text
 from app.errors import InvalidVector, TooLarge
 from app.search.bounds import MAX_RESULTS
 from app.search.ranking import MAX_EXAMPLES
@@ -128,7 +128,7 @@ class Example(BaseModel):
     """An item of the collection; a text by itself is one."""
     embedding: Vectors = None
     """Numbers, or base64 of little-endian float32; a list of numbers by itself is one."""
-    image: str | None = None
+    image: SentText | None = None
     """Base64 or a data URI."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """How much it counts beside the others, by default 1; only with the strategy `average`."""

@@ -14,6 +14,7 @@ from fastapi import Depends, Header, Request
 from app.api.keys import KeyScope
 from app.api.refusals import ClientLeft
 from app.errors import FingerprintMismatch
+from app.fetching import Fetcher
 from app.inference.lanes import Lane
 from app.reindex_jobs import ReindexJobs
 from app.search.collection import Catalogue, Collection
@@ -50,6 +51,7 @@ class State(TypedDict):
     reindex_jobs: ReindexJobs
     reading: ReadingJobs
     departure: Departure
+    fetcher: Fetcher | None
     scopes: NotRequired[frozenset[KeyScope]]
     held: NotRequired[list[ServedModel]]
     pinned: NotRequired[str]

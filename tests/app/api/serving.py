@@ -5,7 +5,7 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import uvicorn
 from PIL import Image
 
 from app.cli import server_config
+from app.fetching import Address, is_public
 from app.inference.embedder import Embedder
 from app.inference.engine import Engine
 from app.main import create_app
@@ -56,6 +57,7 @@ def serving(
     *,
     beside: Sequence[Bundle] = (),
     embedder: Embedder | None = None,
+    fetches_from: Callable[[Address], bool] = is_public,
     catalogue: Catalogue | None = None,
     tracing: Tracing | None = None,
     **settings: Any,  # noqa: ANN401
@@ -66,6 +68,7 @@ def serving(
         bundle: Loaded.
         data_dir: For collections.
         beside: Further models.
+        fetches_from: Addresses that images by URL may have.
         embedder: In place of the bundle's model.
         catalogue: In place of the collections in `data_dir`.
         tracing: Where spans go.
@@ -85,7 +88,9 @@ def serving(
     with contextlib.ExitStack() as stack:
         if catalogue is None:
             catalogue = stack.enter_context(Collections.open(data_dir))
-        app = create_app(chosen, models, catalogue, metrics=metrics, tracing=tracing)
+        app = create_app(
+            chosen, models, catalogue, metrics=metrics, tracing=tracing, fetches_from=fetches_from
+        )
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         server = uvicorn.Server(server_config(app, chosen))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -31,7 +31,7 @@ def test_every_error_has_an_answer_and_no_answer_is_without_an_error() -> None:
 
 
 def test_every_error_of_an_image_has_an_answer() -> None:
-    ours = {"invalid_base64", "embedding_failed"}
+    ours = {"invalid_base64", "embedding_failed", "url_refused", "url_not_fetched"}
     assert set(IMAGE_PROBLEMS) == set(get_args(ImageErrorCode)) | ours
 
 
