@@ -45,7 +45,7 @@ from app.sinks import Place
 from app.sources.picture import NoPictures
 from app.telemetry import Metrics, set_up_logs
 from app.tracing import make_tracing
-from dino_core.bundle import load_bundle
+from dino_core.bundle import load_bundle, read_manifest
 from dino_core.errors import DinoError
 
 _USAGE = """\
@@ -216,12 +216,13 @@ def _load_models(settings: Settings, metrics: Metrics) -> ServedModels:
     def load(name: str | None, path: Path) -> ServedModel:
         return serve_bundle(load_bundle(path, device=device), config, name=name, metrics=metrics)
 
-    models = [load(source.name, source.path) for source in settings.model]
-    names = [model.name for model in models]
+    # Before any is loaded, which takes a while.
+    names = [source.name or read_manifest(source.path).id for source in settings.model]
     if twice := {name for name in names if names.count(name) > 1}:
         raise SettingsInvalid(
             f"two of the models are called {min(twice)!r}: name one otherwise, as --model NAME=BUNDLE"
         )
+    models = [load(source.name, source.path) for source in settings.model]
     return ServedModels(models, load=load, root=settings.models_root, patience_s=settings.drain_seconds)
 
 

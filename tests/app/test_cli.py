@@ -91,6 +91,14 @@ def test_a_broken_bundle_is_one_sentence(dino_serve: DinoServe, bundle: Path, tm
     assert "model.safetensors" in done.err
 
 
+def test_two_models_of_one_name_are_one_sentence(dino_serve: DinoServe, bundle: Path, tmp_path: Path) -> None:
+    twice = ("--model", bundle, "--model", bundle)
+    done = dino_serve("run", *twice, "--data-dir", tmp_path / "data", "--port", "0")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert "two of the models are called 'tiny'" in done.err
+    assert "--model NAME=BUNDLE" in done.err
+
+
 def test_a_port_that_is_taken_is_one_sentence(dino_serve: DinoServe, bundle: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -47,6 +47,14 @@ def test_pages_of_other_sites_can_not_change_anything(api: Api, origin: str) -> 
     assert (answer.status_code, answer.json()["code"]) == (403, "cross_origin")
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/info", "/embed", "/v1/embeddings", "/collections"])
+def test_no_answer_lets_another_sites_page_read_it(api: Api, method: str, path: str) -> None:
+    headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    answer = api.http.request(method, path, headers=headers)
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
 def test_our_own_page_and_allowed_sites_may_call(start: StartApi) -> None:
     api = start(allowed_origins=("https://photos.example",))
     for origin in (api.url, "https://photos.example"):

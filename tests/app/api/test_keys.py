@@ -189,6 +189,22 @@ def test_commands_send_the_first_key_that_is_not_a_hash(tmp_path: Path) -> None:
         first_key(write_keys(tmp_path / "hashes", f"sha256:{digest}"))
 
 
+@pytest.mark.parametrize("given", [USUAL, HASHED, "nobody's", ""])
+def test_every_key_is_compared_whichever_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    compared: list[bytes] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append(other)
+        return one == other
+
+    ring = KeyRing(write_keys(tmp_path / "keys", USUAL, *KEYS.values(), HASHED))
+    monkeypatch.setattr("app.api.keys.hmac.compare_digest", compare)
+    ring.scopes_of(given)
+    assert len(compared) == len(KEYS) + 2
+
+
 def test_keys_are_not_in_what_is_printed(tmp_path: Path) -> None:
     (key,) = read_api_keys(write_keys(tmp_path / "keys", USUAL))
     assert USUAL not in repr(key)
