@@ -21,6 +21,7 @@ from app.api.state import Departure
 from app.bench.processes import CannotBench
 from app.bench_command import bench
 from app.client import ClientError
+from app.connections import BoundedHeads
 from app.errors import DirectoryInUse, ServiceError, StorageError
 from app.index_command import default_ledger, index_add, index_stats
 from app.index_deletion import Selection, index_delete
@@ -254,6 +255,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """How uvicorn serves the app."""
     return uvicorn.Config(
         app,
+        http=BoundedHeads,
         log_config=None,
         access_log=False,
         server_header=False,
