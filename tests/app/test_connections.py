@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from app.cli import server_config
 from app.connections import BoundedHeads
-from app.settings import Settings
+from app.settings import Settings, load
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -101,5 +102,5 @@ def test_a_slow_body_is_not_a_slow_head(port: int) -> None:
 
 
 def test_the_service_has_such_connections() -> None:
-    config = server_config(hello, Settings())  # type: ignore[arg-type]  # any app will do
-    assert config.http is BoundedHeads
+    settings = load(Settings, [], prog="dino-serve run")
+    assert server_config(FastAPI(), settings).http is BoundedHeads
