@@ -47,7 +47,7 @@ class ServerFigures:
 
     Attributes:
         cpu_s: Of all its threads.
-        decode_s: Of its decoders.
+        decode_s: CPU time of its decoders.
         device_busy_s: With a batch on the device.
         images: Embedded.
         batches: Launched.
@@ -93,7 +93,7 @@ class Run:
 
     @property
     def decode_cores_used(self) -> float | None:
-        """Decoders at work, on average."""
+        """CPU seconds of its decoders in each second."""
         return _over(self.spent("decode_s"), self.elapsed_s)
 
     @property
@@ -184,7 +184,7 @@ class Findings:
         """In Markdown, with a heading and what a reader must know beside it."""
         names = ["load", "requests/s", "images/s", *(f"p{p} ms" for p in _PERCENTILES), "errors"]
         names += ["of forward", "of bare loop"] if self.ceilings else []
-        names += ["server cores", "decoding", "CPU ms/image", "device busy", "images/batch"]
+        names += ["server cores", "to decode", "CPU ms/image", "device busy", "images/batch"]
         rows = [names, *(self._row(run) for run in self.runs)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [

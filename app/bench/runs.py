@@ -21,7 +21,7 @@ _MAX_ERROR_SHARE: Final = 0.01
 _SCRAPE_S: Final = 10.0
 _SERIES: Final = {
     "cpu_s": ("process_cpu_seconds_total", {}),
-    "decode_s": ("dino_serve_decode_seconds_sum", {}),
+    "decode_s": ("dino_serve_decode_cpu_seconds_total", {}),
     "device_busy_s": ("dino_serve_device_busy_seconds_total", {}),
     "images": ("dino_serve_images_total", {"outcome": "embedded"}),
     "batches": ("dino_serve_batch_size_count", {}),
