@@ -24,10 +24,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dino_core.errors import BackboneError
-from dino_core.vit import LastAttention, class_token, ends_in_class_token, official_forward_features
+from dino_core.vit import (
+    LastAttention,
+    PositionInterpolation,
+    class_token,
+    ends_in_class_token,
+    resampling_forward_features,
+)
 
 Pooling = Literal["cls", "mean", "cls+mean"]
-PositionInterpolation = Literal["official", "antialias"]
 # timm's families that take any image size when asked to.
 DYNAMIC_FAMILIES = {"vision_transformer", "vision_transformer_hybrid", "deit", "eva"}
 
@@ -125,8 +130,9 @@ class Backbone(nn.Module):
         """Gives the default embedding [B, D] of normalised images, as the timm network does."""
         net = self.network
         if ends_in_class_token(net):
-            official = self.position_interpolation == "official"
-            return self._timm.forward_head(class_token(net, images_BCHW, official=official))
+            return self._timm.forward_head(
+                class_token(net, images_BCHW, interpolation=self.position_interpolation)
+            )
         return self._timm.forward_head(self._encoded(images_BCHW))
 
     def features(self, images_BCHW: Tensor) -> Features:
@@ -208,11 +214,11 @@ class Backbone(nn.Module):
         return cast("TimmNetwork", self.network)
 
     def _encoded(self, images_BCHW: Tensor) -> Tensor:
-        """Runs timm's `forward_features`, with the official resampling of positions where asked for."""
+        """Runs timm's `forward_features`, with another resampling of positions where asked for."""
         net = self.network
         # Not its subclasses: they lay their tokens out in other ways.
-        if self.position_interpolation == "official" and type(net) is VisionTransformer:
-            return official_forward_features(net, images_BCHW)
+        if self.position_interpolation != "antialias" and type(net) is VisionTransformer:
+            return resampling_forward_features(net, images_BCHW, interpolation=self.position_interpolation)
         return self._timm.forward_features(images_BCHW)
 
     def _grid_hw(self, images_BCHW: Tensor, tokens: int) -> tuple[int, int]:
@@ -246,7 +252,8 @@ def make_backbone(
         in_channels: Channels of the images.
         drop_path: Stochastic depth; for the student only, and not recorded.
         position_interpolation: For ViTs with learnt positions, at other sizes: "official" is that of DINO
-            (bicubic, no antialias), "antialias" is timm's.
+            (bicubic, no antialias, by a factor), "bicubic" that of transformers' ViT and DINOv2 (the same by
+            the size), "antialias" timm's and that of DINOv2 with registers.
         pretrained_path: A safetensors file with exactly the network's tensors; None starts from random
             weights.
         model_kwargs: Further arguments of timm's model (`patch_size`, `embed_dim`, `depth`...); JSON values,

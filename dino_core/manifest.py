@@ -11,9 +11,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from dino_core.backbones import Pooling, PositionInterpolation
+from dino_core.backbones import Pooling
 from dino_core.errors import BundleError
 from dino_core.preprocess import Preprocessing
+from dino_core.vit import PositionInterpolation
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

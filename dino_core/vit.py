@@ -5,7 +5,7 @@ Dimension key: B images · C channels · H W pixels or patches · D embedding ·
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers.attention import Attention
@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+PositionInterpolation = Literal["official", "bicubic", "antialias"]
+
 
 def official_positions(
-    positions_1ND: Tensor, *, old_grid_hw: tuple[int, int], grid_hw: tuple[int, int]
+    positions_1ND: Tensor, *, old_grid_hw: tuple[int, int], grid_hw: tuple[int, int], by_size: bool = False
 ) -> Tensor:
     """Resamples learnt positions as the official DINO code does.
 
@@ -28,6 +30,7 @@ def official_positions(
         positions_1ND: One vector a patch, row by row.
         old_grid_hw: The grid that they were learnt for.
         grid_hw: The grid wanted.
+        by_size: Without the tenth, as transformers' ViT and DINOv2 do.
 
     Returns:
         [1, rows * columns, D].
@@ -35,29 +38,39 @@ def official_positions(
     Reference: facebookresearch/dino, vision_transformer.py, `interpolate_pos_encoding`.
     """
     map_1DHW = positions_1ND.reshape(1, *old_grid_hw, -1).movedim(3, 1)
-    scale = [(new + 0.1) / old for new, old in zip(grid_hw, old_grid_hw, strict=True)]
-    resampled_1DHW = functional.interpolate(map_1DHW.float(), scale_factor=scale, mode="bicubic")
+    if by_size:
+        resampled_1DHW = functional.interpolate(map_1DHW.float(), size=grid_hw, mode="bicubic")
+    else:
+        scale = [(new + 0.1) / old for new, old in zip(grid_hw, old_grid_hw, strict=True)]
+        resampled_1DHW = functional.interpolate(map_1DHW.float(), scale_factor=scale, mode="bicubic")
     return resampled_1DHW.movedim(1, 3).flatten(1, 2).to(positions_1ND.dtype)
 
 
-def official_forward_features(net: VisionTransformer, images_BCHW: Tensor) -> Tensor:
+def resampling_forward_features(
+    net: VisionTransformer, images_BCHW: Tensor, *, interpolation: PositionInterpolation
+) -> Tensor:
     """`VisionTransformer.forward_features`, but for how positions are resampled."""
-    normed: Tensor = net.norm(net.blocks(embedded_patches(net, images_BCHW, official=True)))
+    normed: Tensor = net.norm(net.blocks(embedded_patches(net, images_BCHW, interpolation=interpolation)))
     return normed
 
 
-def embedded_patches(net: Any, images_BCHW: Tensor, *, official: bool) -> Tensor:  # noqa: ANN401  untyped
+def embedded_patches(
+    net: Any,  # noqa: ANN401  untyped
+    images_BCHW: Tensor,
+    *,
+    interpolation: PositionInterpolation,
+) -> Tensor:
     """What goes into the first block: prefix and patches [B, P + N, D], with positions.
 
     Args:
         net: A plain vision transformer.
         images_BCHW: Normalised, of any size that the network takes.
-        official: Whether positions are resampled as `official_positions` does, or as timm does.
+        interpolation: How positions are resampled; see `make_backbone`.
     """
     patches_BHWD = net.patch_embed(images_BCHW)
     built_hw = tuple(net.patch_embed.grid_size)
     is_built = net.pos_embed is None or net.patch_embed.dynamic_feat_size(images_BCHW.shape[2:]) == built_hw
-    if is_built or not official:
+    if is_built or interpolation == "antialias":
         tokens = net._pos_embed(patches_BHWD)
     else:
         of_prefix = 0 if net.no_embed_class else net.num_prefix_tokens
@@ -65,6 +78,7 @@ def embedded_patches(net: Any, images_BCHW: Tensor, *, official: bool) -> Tensor
             net.pos_embed[:, of_prefix:],
             old_grid_hw=built_hw,
             grid_hw=(patches_BHWD.shape[1], patches_BHWD.shape[2]),
+            by_size=interpolation == "bicubic",
         )
         prefix = [
             token.expand(patches_BHWD.shape[0], -1, -1)  # not len(): exports keep the batch open
@@ -96,7 +110,12 @@ def ends_in_class_token(net: Any) -> bool:  # noqa: ANN401  any module
     return bool(pools and type(last) is Block and type(last.attn) is Attention and last.attn.fused_attn)
 
 
-def class_token(net: Any, images_BCHW: Tensor, *, official: bool) -> Tensor:  # noqa: ANN401  untyped
+def class_token(
+    net: Any,  # noqa: ANN401  untyped
+    images_BCHW: Tensor,
+    *,
+    interpolation: PositionInterpolation,
+) -> Tensor:
     """The class token after the last norm [B, 1, D], without what nobody looks at.
 
     In the last block all tokens are keys and values, but only the class token asks, and only it goes through
@@ -106,9 +125,9 @@ def class_token(net: Any, images_BCHW: Tensor, *, official: bool) -> Tensor:  # 
     Args:
         net: One for which `ends_in_class_token` is true.
         images_BCHW: Normalised.
-        official: As for `embedded_patches`.
+        interpolation: As for `embedded_patches`.
     """
-    tokens_BND = net.blocks[:-1](embedded_patches(net, images_BCHW, official=official))
+    tokens_BND = net.blocks[:-1](embedded_patches(net, images_BCHW, interpolation=interpolation))
     block = net.blocks[-1]
     asking_B1D = tokens_BND[:, :1]
     looked_B1D = _looked_up(block.attn, block.norm1(tokens_BND))

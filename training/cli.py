@@ -12,6 +12,7 @@ from training.commands.attention import AttentionSettings, attention_command
 from training.commands.check import CheckSettings, check_command
 from training.commands.evaluate import EvalSettings, eval_command
 from training.commands.export import ExportSettings, export_command
+from training.commands.importing import ImportSettings, import_command
 from training.commands.parsing import parsed
 from training.commands.recipes import RecipesSettings, recipes_command
 from training.commands.reduce import ReduceSettings, reduce_command
@@ -27,6 +28,7 @@ USAGE = """usage: dino-train COMMAND ...
   recipes    list the recipes, or print one in full
   check      look for images that cannot be read, are there twice or are too small
   eval       measure models: k-NN, linear probe, retrieval, copies, spread and rank
+  import     make a bundle of weights that others made
   export     write the teacher of a checkpoint as a bundle
   reduce     centre, shorten or whiten the embeddings of a bundle
   report     write the page that explains a run, finished or not
@@ -74,6 +76,8 @@ def _dispatch(command: str, words: Sequence[str], console: Console) -> int:
             return check_command(parsed(CheckSettings, command, words), console)
         case "eval":
             eval_command(parsed(EvalSettings, command, words), console)
+        case "import":
+            import_command(parsed(ImportSettings, command, words), console)
         case "export":
             export_command(parsed(ExportSettings, command, words), console)
         case "reduce":
@@ -84,7 +88,7 @@ def _dispatch(command: str, words: Sequence[str], console: Console) -> int:
             attention_command(parsed(AttentionSettings, command, words), console)
         case _:
             raise ConfigError(
-                f"there is no command {command!r}: give run, recipes, check, eval, export, reduce, report "
-                "or attention; --help explains them"
+                f"there is no command {command!r}: give run, recipes, check, eval, import, export, reduce, "
+                "report or attention; --help explains them"
             )
     return 0

@@ -13,9 +13,10 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from dino_core.augment import View
-from dino_core.backbones import Pooling, PositionInterpolation
+from dino_core.backbones import Pooling
 from dino_core.planes import Planes, eight_bit_planes
 from dino_core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from dino_core.vit import PositionInterpolation
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -47,7 +48,7 @@ class BackboneConfig(Part):
     model_kwargs: dict[str, JsonValue] = {}
     """Further arguments of the timm model, recorded in the bundle."""
     position_interpolation: PositionInterpolation = "official"
-    """How a ViT's positions are made to fit other sizes: as DINO does, or as timm does."""
+    """How a ViT's positions are made to fit other sizes: as DINO does, transformers, or timm."""
     norm_statistics: Literal["batch", "frozen"] = "batch"
     """BatchNorm in the network goes by the batch; or by what it has learnt before, which then stays."""
     weights: str | None = None

@@ -309,7 +309,14 @@ def _start(given: Mapping[str, Any]) -> Start | None:
     """The weights to begin with, where some are named."""
     backbone = given.get("backbone")
     named = backbone.get("weights") if isinstance(backbone, Mapping) else None
-    return described(str(named), name=backbone.get("name")) if backbone and named else None
+    if not (isinstance(backbone, Mapping) and named):
+        return None
+    model_kwargs = backbone.get("model_kwargs")
+    return described(
+        str(named),
+        name=backbone.get("name"),
+        model_kwargs=model_kwargs if isinstance(model_kwargs, Mapping) else None,
+    )
 
 
 def _count(given: Mapping[str, Any], name: str) -> int | None:

@@ -65,7 +65,7 @@ class TrainState:
 
 
 def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
-    """The state before the first step; the teacher equals the student, heads included.
+    """The state before the first step; the teacher equals the student, but for a head that came along.
 
     Raises:
         BackboneError: There is no such network.
@@ -92,7 +92,7 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
                 batch_norm=config.head.batch_norm,
             ),
         )
-    take_weights(student, backbone)
+    teacher_head = take_weights(student, backbone)
     for name, scale in _learning_rate_scales(student, config.optimizer).items():
         if scale < config.optimizer.freeze_below:
             student.get_parameter(name).requires_grad = False
@@ -102,6 +102,8 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
     if backbone.norm_statistics == "frozen":
         keep_statistics(network)
     teacher = make_teacher(student)
+    if teacher_head:
+        teacher.head.load_state_dict(teacher_head, strict=True)
     if config.recompute and config.precision == "float32":
         recompute_cheap_activations(student.backbone.get_submodule("network"))
     return TrainState(

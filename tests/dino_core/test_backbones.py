@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dino_core.backbones import Backbone, Features, PositionInterpolation, make_backbone, wrap_module
+from dino_core.backbones import Backbone, Features, make_backbone, wrap_module
 from dino_core.errors import BackboneError
-from dino_core.vit import ends_in_class_token
+from dino_core.vit import PositionInterpolation, ends_in_class_token
 
 TINY_VIT = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -134,7 +134,7 @@ def test_a_network_without_class_token_says_so() -> None:
         features.pooled("cls")
 
 
-@pytest.mark.parametrize("position_interpolation", ["official", "antialias"])
+@pytest.mark.parametrize("position_interpolation", ["official", "bicubic", "antialias"])
 @pytest.mark.parametrize(
     "model_kwargs",
     [

@@ -176,7 +176,7 @@ def test_a_file_with_a_head_gives_both(
     state = new_state(make_config(backbone={"weights": str(path)}), device=CPU)
     assert same_tensors(state.student, source.teacher)
     assert same_tensors(state.teacher, source.teacher)
-    head = described(str(path), name="vit_tiny_patch16_224").head
+    head = described(str(path), model_kwargs={"num_heads": 2}).head
     assert head is not None
     ours = make_config().head
     assert (head.num_prototypes, head.hidden_dim, head.bottleneck_dim, head.num_layers, head.batch_norm) == (
@@ -211,7 +211,7 @@ def test_a_classifier_is_left_out_and_any_other_tensor_is_not(
     state = new_state(make_config(backbone={"weights": str(tmp_path / "timm.safetensors")}), device=CPU)
     assert same_tensors(state.student.backbone, source.teacher.backbone)
     save_file(plain | {"neck.weight": torch.zeros(10, 32)}, tmp_path / "odd.safetensors")
-    with pytest.raises(ConfigError, match="do not fit the network"):
+    with pytest.raises(ConfigError, match="has neck.weight, which vit_tiny_patch16_224 has not"):
         new_state(make_config(backbone={"weights": str(tmp_path / "odd.safetensors")}), device=CPU)
 
 
@@ -224,7 +224,7 @@ class Runs:
 
 def test_code_in_a_file_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"teacher": Runs()}, tmp_path / "bad.pth")
-    with pytest.raises(ConfigError, match="holds more than tensors, which is never run"):
+    with pytest.raises(ConfigError, match="holds more than tensors .*, which is never run"):
         described(str(tmp_path / "bad.pth"), name="resnet18")
     assert "has run" not in capsys.readouterr().out
     (tmp_path / "torn.safetensors").write_bytes(b"12345")
@@ -241,7 +241,7 @@ def test_what_is_not_there_is_refused_with_what_may_be(
     with pytest.raises(ConfigError, match="is not there: give a bundle"):
         described("models/nowhere")
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(ConfigError, match=r"give --backbone.name too"):
+    with pytest.raises(ConfigError, match="give --backbone.name with timm's name of the network"):
         described(str(tmp_path / "a.safetensors"))
     start = described("timm:vit_small_patch14_dinov2.lvd142m")
     assert (start.backbone.name, start.cell_px) == ("vit_small_patch14_dinov2", 14)
@@ -336,3 +336,45 @@ def test_the_waiting_backbone_does_not_shorten_the_gradients_of_the_head(make_co
         of_all = [p.grad.norm() for p in state.student.parameters() if p.grad is not None]
         assert (len(of_head) == len(of_all)) == bool(warmup_steps)
     assert norms[1] < norms[0]
+
+
+def test_both_heads_of_an_official_checkpoint_go_on(
+    source: TrainState, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """Through an import too, whose bundle has them beside it."""
+    other = new_state(make_config(seed=98), device=CPU).student
+    official = {
+        part: {
+            prefix + name.replace("backbone.network.", "backbone."): tensor
+            for name, tensor in network.state_dict().items()
+        }
+        for part, prefix, network in (("teacher", "", source.teacher), ("student", "module.", other))
+    }
+    torch.save(official, tmp_path / "full.pth")
+    bundle = tmp_path / "models/full"
+    assert main(["import", str(tmp_path / "full.pth"), "--heads", "2", "--out", str(bundle)]) == 0
+    for weights in (tmp_path / "full.pth", bundle):
+        named = {"weights": str(weights), "name": "vit_small_patch8_224"}
+        state = new_state(make_config(backbone=named), device=CPU)
+        assert same_tensors(state.student.backbone, source.teacher.backbone)
+        assert same_tensors(state.teacher, source.teacher)
+        assert same_tensors(state.student.head, other.head)
+        narrow = make_config(backbone=named, head={"num_prototypes": 48})
+        state = new_state(narrow, device=CPU)
+        assert same_tensors(state.student.head, state.teacher.head)
+
+
+def test_adapt_goes_on_from_an_imported_bundle_with_its_head(
+    source: TrainState, make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"teacher": tensors_of(source)}, tmp_path / "full.pth")
+    bundle, out = tmp_path / "models/full", tmp_path / "models/adapted"
+    assert main(["import", str(tmp_path / "full.pth"), "--heads", "2", "--out", str(bundle)]) == 0
+    words = ["run", "--data", str(make_folder()), "--out", str(out), "--run-dir", str(tmp_path / "runs/a")]
+    words += ["--backbone.weights", str(bundle), "--steps", "2", "--batch-size", "4", "--device", "cpu"]
+    words += ["--crops.local-px", "8", "--crops.blur-sigma-px", "0.1,0.5"]
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert f"head.num_prototypes = 32: those of {bundle}, whose head goes on" in said
+    assert "optimizer.head_warmup_steps = 0: the head comes with the weights" in said
+    assert read_manifest(out).provenance["adapted_from"]["name"] == "full"

@@ -19,7 +19,8 @@ from dino_core.manifest import MANIFEST
 from training.checkpoint import DESCRIPTION_FILE, checkpoints_in, load_checkpoint
 from training.errors import CheckpointError, ConfigError
 from training.export import teacher_model
-from training.starting import TIMM, described, published_weights
+from training.importing.published import TIMM, published_weights
+from training.starting import described
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ def _from_timm(what: str, *, untrained: bool, seed: int) -> EmbeddingModel:
         )
     if not untrained:
         weights = published_weights(
-            what.removeprefix(TIMM), network, instead="measure the network with random weights by --untrained"
+            what.removeprefix(TIMM), {}, instead="measure the network with random weights by --untrained"
         )
         backbone.network.load_state_dict(weights, strict=True)
     return EmbeddingModel(backbone, preprocessing=start.preprocessing, pooling=backbone.default_pooling)

@@ -1,0 +1,1 @@
+"""Weights that others made -> tensors under timm's names, all of them accounted for."""
