@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dino_core import onnx as conversion
-from dino_core.backbones import Backbone, Pooling, PositionInterpolation, make_backbone
+from dino_core.backbones import Backbone, Pooling, make_backbone
 from dino_core.bundle import fingerprint_of, reference_embeddings
 from dino_core.embedding import EmbeddingModel
 from dino_core.errors import ConversionError
 from dino_core.onnx import to_onnx
 from dino_core.parity import reference_pixels
 from dino_core.preprocess import Preprocessing
+from dino_core.vit import PositionInterpolation
 
 onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
@@ -73,6 +74,7 @@ def run(data: bytes, pixels_BCHW: Tensor) -> NDArray[np.float32]:
         pytest.param(vit, id="ViT at its own size"),
         pytest.param(lambda: vit(pooling="cls+mean", normalise=False), id="two poolings, length as it comes"),
         pytest.param(lambda: vit(built_px=64), id="positions resampled as DINO does"),
+        pytest.param(lambda: vit(built_px=64, positions="bicubic"), id="positions resampled by size"),
         pytest.param(lambda: vit(built_px=64, positions="antialias"), id="positions resampled as timm does"),
     ],
 )
