@@ -207,13 +207,31 @@ class Model(BaseModel):
     dimensions: int
 
 
-class ImageError(BaseModel):
-    """Why one image of a request has no result."""
+class ErrorDetails(BaseModel):
+    """What an error says beside its code, where it has such a thing."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    limit: int | None = None
+    """The bound that was broken."""
+    actual: int | None = None
+    """What was sent, in the unit of the limit."""
+    expected: str | None = None
+    found: str | None = None
+    path: str | None = None
+    """In a filter."""
+    pointer: str | None = None
+    """In the JSON that was sent."""
+    parameter: str | None = None
+    index: int | None = None
+    """Of the image."""
+
+
+class ImageError(ErrorDetails):
+    """Why one image, item or line of a request has no result."""
 
     code: str
     title: str
-    limit: int | None = None
-    actual: int | None = None
 
 
 class Embedded(BaseModel):
@@ -369,7 +387,7 @@ class Undeleted(BaseModel):
     undeleted: int
 
 
-class ProblemAnswer(BaseModel):
+class ProblemAnswer(ErrorDetails):
     """Every error (RFC 9457); `code` is stable, the texts are not."""
 
     type: str
@@ -379,6 +397,8 @@ class ProblemAnswer(BaseModel):
     instance: str
     code: str
     request_id: str
+    retry_after: float | None = None
+    """Seconds."""
 
 
 AnyParameters = TypeVar("AnyParameters", bound=BaseModel)
