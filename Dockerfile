@@ -24,6 +24,8 @@ USER dino
 WORKDIR /home/dino
 # Inside the container every interface is the container's own; compose publishes the port on the host's loopback only.
 ENV DINO_SERVE_MODEL=/models/default DINO_SERVE_DATA_DIR=/data DINO_SERVE_HOST=0.0.0.0 DINO_SERVE_INSECURE=true
+# Converted models outlive the container, whose other files can't be written.
+ENV XDG_CACHE_HOME=/data/cache
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \

@@ -26,6 +26,7 @@ class ColourEmbedder:
         batches: The mean colours of every launch, warm-up not counted.
         poison: A batch that holds this colour raises.
         nan: The row of this colour is NaN.
+        cut: A batch that holds this colour has embeddings of two numbers.
         error: Raised by the next launch, once.
     """
 
@@ -43,6 +44,7 @@ class ColourEmbedder:
         self.batches: list[list[Colour]] = []
         self.poison: Colour | None = None
         self.nan: Colour | None = None
+        self.cut: Colour | None = None
         self.error: BaseException | None = None
 
     def launch(self, chunks: Sequence[Tensor]) -> Collect:
@@ -61,6 +63,8 @@ class ColourEmbedder:
             raise RuntimeError("the kernel met a colour that it can't bear")
         if self.nan in colours:
             rows_B3[colours.index(self.nan)] = np.nan
+        if self.cut in colours:
+            rows_B3 = np.ascontiguousarray(rows_B3[:, :2])
         return lambda: rows_B3
 
     @property

@@ -225,6 +225,17 @@ def test_a_row_that_is_not_finite_is_its_images_failure() -> None:
     run(scenario, embedder)
 
 
+def test_embeddings_of_another_length_than_the_models_reach_nobody() -> None:
+    embedder = ColourEmbedder()
+    embedder.cut = GREEN
+
+    async def scenario(engine: Engine) -> None:
+        sent = [picture(RED), picture(GREEN), picture(BLUE)]
+        assert colours(await engine.embed(sent)) == [RED, "embedding_failed", BLUE]
+
+    run(scenario, embedder)
+
+
 def test_a_lost_device_fails_who_waits_refuses_who_comes_and_turns_alive_false() -> None:
     embedder = ColourEmbedder()
 
