@@ -128,3 +128,12 @@ def test_shards_train_the_network_that_their_folder_trains(
         assert run(plan, tmp_path / f"runs/{number}", resume=False, console=Console(quiet=True)) == out
         fingerprints.append(read_manifest(out).fingerprint)
     assert fingerprints == [fingerprints[0]] * 6
+
+
+def test_arrays_in_a_shard_are_images_where_there_are_no_pictures(tmp_path: Path) -> None:
+    arrays = packed(tmp_path / "a.tar", {"1.npy": b"array", "1.json": b"{}", "2.tif": b"scan"})
+    mixed = packed(
+        tmp_path / "m.tar", {"1.npy": b"features", "1.png": png(1), "2.png": png(2), "2.tif": b"mask"}
+    )
+    assert tuple(shard_images([local_file(arrays)], origin="a").names) == ("a.tar/1.npy", "a.tar/2.tif")
+    assert tuple(shard_images([local_file(mixed)], origin="m").names) == ("m.tar/1.png", "m.tar/2.png")
