@@ -11,6 +11,7 @@ and limits are checked later, as those of every file.
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import re
 import socket
@@ -302,12 +303,11 @@ class _CheckedConnections(httpcore.AsyncNetworkBackend):
         addresses = await self._resolve(host.strip("[]"), port)
         if not addresses or not all(self._allows(address) for address in addresses):
             raise _Refused("its host is not on the public internet")
-        for address in addresses[: _ADDRESSES_TRIED - 1]:
-            try:
+        *first, last = addresses[:_ADDRESSES_TRIED]
+        for address in first:
+            with contextlib.suppress(httpcore.NetworkError, httpcore.ConnectTimeout):
                 return await self._connections.connect_tcp(str(address), port, timeout)
-            except httpcore.NetworkError:
-                continue
-        return await self._connections.connect_tcp(str(addresses[:_ADDRESSES_TRIED][-1]), port, timeout)
+        return await self._connections.connect_tcp(str(last), port, timeout)
 
     async def sleep(self, seconds: float) -> None:
         """Sleeps."""

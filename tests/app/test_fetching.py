@@ -246,6 +246,31 @@ def test_a_name_is_resolved_once_and_the_connection_goes_there(site: Site) -> No
     assert next(answers) == "127.0.0.2"
 
 
+@pytest.mark.parametrize(
+    ("found", "ends"),
+    [
+        pytest.param(["127.0.0.1"], "fetched", id="here"),
+        pytest.param(["127.0.0.2", "127.0.0.1"], "fetched", id="the second"),
+        pytest.param(["127.0.0.2", "127.0.0.3"], "url_not_fetched", id="elsewhere"),
+    ],
+)
+def test_only_the_addresses_that_were_found_are_asked_and_never_the_name(
+    site: Site, found: list[str], ends: str
+) -> None:
+    async def resolve(host: str, port: int) -> list[Address]:
+        return [ipaddress.ip_address(text) for text in found]
+
+    place = f"localhost:{site.port}"  # a name that would lead to the site
+    result = from_loopback(
+        site,
+        f"http://{place}/",
+        hosts=[place],
+        resolve=resolve,
+        allows=lambda address: address.is_loopback,
+    )
+    assert code(result) == ends
+
+
 def test_a_name_that_leads_elsewhere_after_a_redirect_is_looked_at_again(site: Site) -> None:
     answers = iter(["127.0.0.1", "127.0.0.2"])
 
