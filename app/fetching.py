@@ -98,7 +98,10 @@ async def resolve(host: str, port: int) -> list[Address]:
         OSError: It has none.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # a label that is empty or too long
+        raise OSError("that is no name of a host") from None
     texts = dict.fromkeys(str(address[0]).partition("%")[0] for *_, address in found)
     return [ipaddress.ip_address(text) for text in texts]
 
@@ -189,7 +192,7 @@ class Fetcher:
                 return ImageFailure("url_refused", f"The URL is not fetched: {refused}.")
             except _Failed as failed:
                 return _failure(str(failed))
-            except (httpcore.NetworkError, httpcore.ProtocolError, OSError):
+            except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError):
                 # No word of the library's: it may tell of this machine's network.
                 return _failure("Its server could not be reached, or broke off.")
 

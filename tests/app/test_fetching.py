@@ -203,6 +203,11 @@ def test_this_machine_is_refused_however_it_is_spelled(host: str) -> None:
     assert (refused.code, "not on the public internet" in refused.title) == ("url_refused", True)
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".test", "nowhere.invalid"])
+def test_a_name_that_leads_nowhere_is_one_pictures_failure(host: str) -> None:
+    assert code(fetch(f"http://{host}/")) == "url_not_fetched"
+
+
 @pytest.mark.parametrize("private_first", [True, False])
 def test_a_name_with_one_private_address_is_refused(private_first: bool) -> None:
     both = [ipaddress.ip_address("10.0.0.1"), ipaddress.ip_address("8.8.8.8")]
