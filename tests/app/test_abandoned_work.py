@@ -48,7 +48,8 @@ class Figures:
     def _read(self) -> dict[str, float]:
         text = httpx.get(self._service.url + "/metrics", timeout=20).text
         return {
-            sample.name + "".join(f"/{label}" for label in sample.labels.values()): sample.value
+            sample.name
+            + "".join(f"/{label}" for name, label in sample.labels.items() if name != "model"): sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }

@@ -47,7 +47,7 @@ def test_metrics_tell_of_images_requests_and_the_model(start: StartApi) -> None:
 def test_two_services_in_one_process_count_for_themselves(start: StartApi, api: Api) -> None:
     api.http.post("/embed", files=multipart([photo(1)]))
     fresh = start()
-    assert 'images_total{outcome="embedded"}' not in fresh.http.get("/metrics").text
+    assert 'images_total{model="tiny",outcome="embedded"} 0.0' in fresh.http.get("/metrics").text
 
 
 def test_info_says_what_a_client_must_know(api: Api) -> None:
