@@ -151,7 +151,7 @@ class ServedModels:
     async def stop(self) -> None:
         """Stops every engine; each finishes what it has."""
         if self._reload is not None:
-            await asyncio.wait({self._reload})  # nothing can interrupt it
+            await asyncio.wait({self._reload})  # nothing can interrupt one that runs
         if self._old is not None and self._retiring is not None:
             self._let_go(self._old)
             await self._retiring
@@ -258,7 +258,7 @@ class ServedModels:
             model.engine.give_up()
 
     async def _begin(self, old: ServedModel, path: Path, *, patience_s: float | None) -> Reloaded:
-        if self._reload is not None:
+        if self._reload is not None and not self._reload.done():
             raise ReloadUnderWay("a model is being loaded at the moment: wait until that is done")
         if self._retiring is not None and self._old is not None:
             raise ReloadUnderWay(
@@ -268,11 +268,7 @@ class ServedModels:
         before = old.info
         # A task of its own: a caller who leaves doesn't leave half a swap behind.
         self._reload = asyncio.create_task(self._replace(old, path))
-        try:
-            model = await asyncio.shield(self._reload)
-        finally:
-            if self._reload.done():
-                self._reload = None
+        model = await asyncio.shield(self._reload)
         if self._retiring is not None:
             await asyncio.wait({self._retiring}, timeout=patience_s)
         return Reloaded(model, before, old.holders)
@@ -312,14 +308,16 @@ class ServedModels:
     async def _retire(self, old: ServedModel, unheld: asyncio.Event) -> None:
         """Frees a model once no request holds it."""
         await unheld.wait()
-        await old.engine.stop()
+        try:
+            await old.engine.stop()
+        finally:
+            self._old = self._retiring = None
         # Engines and their pipelines know each other, so that only the collector frees them, and it passes
         # over what was frozen when the service had started.
         del old.engine
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        self._old = self._retiring = None
 
     def _let_go(self, old: ServedModel) -> None:
         if old._unheld is not None:
