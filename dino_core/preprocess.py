@@ -155,7 +155,10 @@ def resize_and_crop(rgb_CHW: Tensor, preprocessing: Preprocessing) -> Tensor:
         height_px * preprocessing.resize_px // shorter_px,
         width_px * preprocessing.resize_px // shorter_px,
     )
-    resized_1CHW = rgb_CHW[None]
+    # A new first axis before rows, not before channels: only so do the strides say "channels last" to torch,
+    # which otherwise turns pictures into planes, resizes these in twice the time, and turns them back. The
+    # numbers are the same.
+    resized_1CHW = rgb_CHW.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     if resized_hw != (height_px, width_px):
         resized_1CHW = functional.interpolate(resized_1CHW, size=resized_hw, mode="bicubic", antialias=True)
     # As torchvision's CenterCrop: halves go to the even neighbour.

@@ -102,6 +102,18 @@ def test_any_shape_becomes_the_square(height_px: int, width_px: int) -> None:
     assert (out == 77).all()  # neither the filter nor an edge changes a plain picture
 
 
+@pytest.mark.parametrize("size_hw", [(375, 500), (500, 375), (60, 61)])
+def test_a_resize_keeps_pixels_together_and_gives_the_numbers_of_planes(size_hw: tuple[int, int]) -> None:
+    """torch took a picture with a new first axis for planes: a slow resize, and a slow copy after it."""
+    data = encoded(smooth_picture(*size_hw), "JPEG")
+    pixels_CHW = load_pixels(data, Preprocessing())
+    assert pixels_CHW.stride()[0] == 1
+    assert pixels_CHW.stride()[2] == 3
+    planes_CHW = decode(data, shorter_side_px=512).contiguous()
+    assert planes_CHW.stride()[2] == 1
+    assert torch.equal(pixels_CHW, resize_and_crop(planes_CHW, Preprocessing()))
+
+
 def test_a_picture_of_the_right_size_is_only_cropped() -> None:
     picture = torch.randint(
         0, 256, (3, 64, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
