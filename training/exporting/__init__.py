@@ -1,0 +1,1 @@
+"""A model of ours -> formats of others, each compared with ours before it is put in place."""
