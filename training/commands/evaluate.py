@@ -1,46 +1,60 @@
 """`dino-train eval`: what an embedding is worth."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
+from dino_core.bundle import read_manifest
+from dino_core.manifest import MANIFEST
 from training.commands.parsing import COMMAND, Device
-from training.data.addresses import Where
 from training.data.images import Images
 from training.data.opening import open_split
 from training.errors import ConfigError
+from training.evaluation.baselines import PerceptualHash, RawPixels, starting_weights, untrained
 from training.evaluation.copies import Copies, embed_copies, find_copies, read_copies
-from training.evaluation.embedding import save_embeddings
-from training.evaluation.folder import evaluate_folder
-from training.evaluation.intervals import Estimate
+from training.evaluation.embedding import Embedder, save_embeddings
+from training.evaluation.folder import embed_folder, evaluate_folder
 from training.evaluation.models import NamedModel, model_named
+from training.evaluation.plot import bars
+from training.evaluation.quantising import quantised
+from training.evaluation.report import ModelReport, as_json, compared
+from training.evaluation.robustness import robustness
+from training.evaluation.tables import as_markdown, as_rich, sections
 from training.loop import choose_device
 
 
 class EvalSettings(BaseSettings):
-    """Measure models side by side: k-NN, linear probe, retrieval, copy detection, spread, rank."""
+    """Measure models side by side: k-NN, linear probe, retrieval, copies, robustness, smaller embeddings."""
 
     model_config = COMMAND
 
     models: CliPositionalArg[list[str]]
-    """Bundles (models/NAME), runs (runs/NAME), checkpoints, or timm:NAME."""
-    data: Where | None = None
+    """Bundles (models/NAME), runs (runs/NAME), checkpoints, or timm:NAME; the first is compared with all."""
+    data: Path | None = None
     """Folder of images; val/ is measured by train/ if it has both, else each tenth by the rest."""
     copies: Path | None = None
     """Folder of changed copies and their originals, with groundtruth.csv (query,original,attack)."""
     untrained: bool = False
     """Random weights in place of the published ones, for timm:NAME."""
+    baselines: bool = True
+    """Beside the models: raw pixels, a perceptual hash, and the first model untrained and at its start."""
+    robustness: int = Field(default=200, ge=0)
+    """How many pictures of --data to compress and shrink; 0 for none."""
+    quantise: bool = True
+    """Measure int8 and binary embeddings too."""
     json_file: Path | None = None
-    """Where to write the results as JSON too."""
-    markdown: Path | None = None
-    """Where to write the table as Markdown too."""
+    """Where to write everything as JSON."""
+    card: Path | None = None
+    """Where to write the tables as Markdown, for a model card."""
+    plot: Path | None = None
+    """Where to draw bars with intervals, a PNG."""
     embeddings: Path | None = None
     """Where to write the vectors of all images of --data with their paths, .npz or .safetensors."""
     batch_size: int = Field(default=64, ge=1)
@@ -52,7 +66,7 @@ class EvalSettings(BaseSettings):
 
 
 def eval_command(settings: EvalSettings, console: Console) -> None:
-    """Measures models, and prints a table."""
+    """Measures models, and prints tables."""
     if settings.data is None and settings.copies is None:
         raise ConfigError("measure on what? Give --data DIR, a folder of images, or --copies DIR, or both")
     if settings.embeddings is not None and (len(settings.models) > 1 or settings.data is None):
@@ -64,92 +78,96 @@ def eval_command(settings: EvalSettings, console: Console) -> None:
     copies = read_copies(settings.copies) if settings.copies is not None else None
     # All are loaded before the first is measured: a slip of the pen in the last costs nothing then.
     models = [model_named(what, device=device, untrained=settings.untrained) for what in settings.models]
-    results = [_measured(named, split, copies, settings) for named in models]
+    beside, remarks = _beside(models[0], settings, device) if settings.baselines else ([], [])
+    reports = [_measured(named, split, copies, settings) for named in models]
+    reports += [_measured(named, split, copies, settings, is_baseline=True) for named in beside]
+    comparisons = compared(reports)
+    tables = sections(reports, comparisons)
     if settings.json_file is not None:
-        settings.json_file.write_text(json.dumps({"models": results}, indent=1))
-    rows = table_rows(results)
-    if settings.markdown is not None:
-        settings.markdown.write_text(as_markdown(rows))
-    table = Table(*rows[0], box=None, pad_edge=False)
-    for row in rows[1:]:
-        table.add_row(*row)
-    console.print(table)
-    for remark in {remark: None for result in results for remark in result["remarks"]}:
-        console.print(remark, markup=False, highlight=False, soft_wrap=True)
-    for name, reason in {
-        name: reason for result in results for name, reason in result["skipped"].items()
-    }.items():
-        console.print(f"left out {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        results = as_json(
+            reports, comparisons, data=_name_of(settings.data), copies=_name_of(settings.copies)
+        )
+        settings.json_file.write_text(json.dumps(results, indent=1))
+    if settings.card is not None:
+        settings.card.write_text(as_markdown(tables))
+    if settings.plot is not None:
+        settings.plot.write_bytes(bars(reports))
+    console.print(as_rich(tables, width=console.width))
+    skipped = {name: reason for report in reports for name, reason in report.skipped.items()}
+    remarks += [remark for report in reports for remark in report.remarks]
+    for sentence in [*remarks, *(f"left out {name}: {reason}" for name, reason in skipped.items())]:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
-def table_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A row for each measure and a column for each model, with 95 % intervals."""
-    rows = [["measure", *(result["model"] for result in results)]]
-    rows.append(["images", *(str(result["images"]) for result in results)])
-    rows.append(["measured", *(result["kind"] for result in results)])
-    for name in dict.fromkeys(name for result in results for name in result["measures"]):
-        found = (result["measures"].get(name) for result in results)
-        rows.append([name, *("" if one is None else in_words(one) for one in found)])
-    for name in dict.fromkeys(name for result in results for name in result["spread"]):
-        values = (result["spread"].get(name) for result in results)
-        rows.append([name, *("" if value is None else f"{value:.2f}" for value in values)])
-    for name in dict.fromkeys(name for result in results for name in result["copies_by_attack"]):
-        shares = (result["copies_by_attack"][name]["p_at_1"] for result in results)
-        rows.append([f"copies, {name}", *map(in_words, shares)])
-    return rows
-
-
-def in_words(estimate: Mapping[str, float]) -> str:
-    """A number with its interval."""
-    return f"{estimate['value']:.1f} [{estimate['low']:.1f}–{estimate['high']:.1f}]"
-
-
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table for a model card."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+def _beside(
+    first: NamedModel, settings: EvalSettings, device: torch.device
+) -> tuple[list[NamedModel | tuple[str, Embedder]], list[str]]:
+    """What stands beside the models, and what should and can't."""
+    beside: list[NamedModel | tuple[str, Embedder]] = []
+    remarks = []
+    bundle = Path(settings.models[0])
+    if (bundle / MANIFEST).is_file():
+        start = starting_weights(read_manifest(bundle).provenance, bundle, device=device)
+        if isinstance(start, NamedModel):
+            beside.append(start)
+        elif start is not None:
+            remarks.append(start)
+    if not settings.untrained:
+        beside.append(untrained(first))
+    return [*beside, ("raw pixels", RawPixels()), ("pHash", PerceptualHash())], remarks
 
 
 def _measured(
-    named: NamedModel,
+    what: NamedModel | tuple[str, Embedder],
     split: tuple[Images, Images | None] | None,
     copies: Copies | None,
     settings: EvalSettings,
-) -> dict[str, Any]:
+    *,
+    is_baseline: bool = False,
+) -> ModelReport:
+    name, model = (what.name, what.model) if isinstance(what, NamedModel) else what
+    found: dict[str, Any] = {}
     total = sum(len(images) for images in split or () if images is not None)
+    total += settings.robustness if split is not None else 0
     total += len(copies.images) if copies is not None else 0
-    result: dict[str, Any] = {
-        "model": named.name,
-        "fingerprint": named.fingerprint,
-        "remarks": list(named.remarks),
-        "images": 0,
-        "kind": "",
-        "measures": {},
-        "by_class": {},
-        "spread": {},
-        "copies_by_attack": {},
-        "skipped": {},
-    }
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"embedding with {named.name}", total=total)
+        task = progress.add_task(f"embedding with {name}", total=total)
         how: dict[str, Any] = {"batch_size": settings.batch_size, "workers": settings.workers}
         how["on_progress"] = _advancing(progress, task)
+        measures, labelled, of_copies = {}, None, None
         if split is not None:
-            report = evaluate_folder(named.model, *split, **how)
-            result |= {"images": report.images, "kind": report.kind, "spread": report.spread}
-            result |= {"measures": _json(report.means), "by_class": _json(report.by_class)}
-            result["skipped"] = report.skipped
-            if settings.embeddings is not None:
-                save_embeddings(settings.embeddings, report.names, report.features_ND)
+            folder = embed_folder(model, *split, **how)
+            if settings.embeddings is not None and not is_baseline:
+                save_embeddings(settings.embeddings, folder.names, folder.features_ND)
+            # Thousands of raw pixels would take the probe longer than all else together.
+            report = evaluate_folder(folder, probe=isinstance(what, NamedModel))
+            labelled, measures = folder.labelled, dict(report.means)
+            found |= {"kind": report.kind, "by_class": report.by_class, "spread": report.spread}
+            found |= {"images": len(folder.names), "skipped": folder.skipped}
+            queries, gallery_ND, gallery_labels_N = folder.queries(settings.robustness)
+            if queries.places:
+                found["robustness"] = robustness(model, queries, gallery_ND, gallery_labels_N, **how)
         if copies is not None:
-            found = find_copies(embed_copies(named.model, copies, **how), copies)
-            result["measures"] |= _json(found.measures)
-            result["copies_by_attack"] = {attack: _json(one) for attack, one in found.by_attack.items()}
-    return result
+            of_copies = (copies, embed_copies(model, copies, **how))
+            copy_report = find_copies(of_copies[1], copies)
+            measures |= copy_report.measures
+            found["by_attack"] = copy_report.by_attack
+        if settings.quantise and not is_baseline:
+            found["forms"] = quantised(labelled, of_copies)
+    return ModelReport(
+        name=name,
+        is_baseline=is_baseline,
+        fingerprint=what.fingerprint if isinstance(what, NamedModel) else None,
+        dimensions=model.dimensions,
+        remarks=what.remarks if isinstance(what, NamedModel) else (),
+        measures=measures,
+        **found,
+    )
 
 
-def _json(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: estimate.to_json() for name, estimate in estimates.items()}
+def _name_of(folder: Path | None) -> str | None:
+    """Its last part: results say which data, and nothing of the machine."""
+    return None if folder is None else folder.resolve().name
 
 
 def _advancing(progress: Progress, task: Any) -> Callable[[int], None]:  # noqa: ANN401  rich's own kind of number

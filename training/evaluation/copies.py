@@ -42,6 +42,13 @@ class Copies:
     """int64, places in the list."""
     attacks: tuple[str, ...]
 
+    @property
+    def gallery_N(self) -> Tensor:
+        """int64, the places of all that is no query."""
+        is_query_N = torch.zeros(len(self.images), dtype=torch.bool)
+        is_query_N[self.queries_M] = True
+        return torch.nonzero(~is_query_N).squeeze(1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CopyReport:
@@ -126,9 +133,7 @@ def find_copies(features_ND: Tensor, copies: Copies) -> CopyReport:
         features_ND: Embeddings of length 1, in the order of the list.
         copies: What is a copy of what.
     """
-    is_query_N = torch.zeros(len(copies.images), dtype=torch.bool)
-    is_query_N[copies.queries_M] = True
-    gallery_N = torch.nonzero(~is_query_N).squeeze(1)
+    gallery_N = copies.gallery_N
     cosines_MN = cosines(features_ND[copies.queries_M], features_ND[gallery_N])
     is_original_MN = gallery_N[None] == copies.originals_M[:, None]
     first_M, average_M = expected_precisions(cosines_MN, is_original_MN)
