@@ -55,12 +55,26 @@ def test_from_a_folder_to_a_measured_exported_bundle(
         str(report),
         "--embeddings",
         str(vectors),
+        "--card",
+        str(tmp_path / "card.md"),
+        "--plot",
+        str(tmp_path / "bars.png"),
+        "--robustness",
+        "5",
     ]
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert "top1_k10" in printed
+    assert "k-NN, k = 10" in printed
     assert "broken-0.jpg" in printed
-    (measured,) = json.loads(report.read_text())["models"]
+    assert "| k-NN, k = 10 |" in (tmp_path / "card.md").read_text()
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads(report.read_text())
+    measured, *beside = results["models"]
+    assert [one["model"] for one in beside] == ["one untrained", "raw pixels", "pHash"]
+    assert [one["than"] for one in results["comparisons"]] == [one["model"] for one in beside]
+    assert "32 px" not in measured["robustness"], "these pictures are smaller"
+    assert measured["robustness"]["jpeg 50"]["cosine"]["queries"] == 5
+    assert set(measured["quantised"]) == {"float32", "int8", "binary"}
     assert measured["images"] == 16
     assert measured["fingerprint"].startswith("sha256:")
     with np.load(vectors) as file:

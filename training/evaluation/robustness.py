@@ -73,9 +73,9 @@ def robustness(
         on_progress: Told how many more files are done.
 
     Returns:
-        By change: `cosine` with the unchanged picture, the mean in %; `neighbours`, how many of the ten nearest
-        stay; `top1_k20`, k-NN accuracy, where there are classes and 20 images. `unchanged` comes first, and
-        has the last alone.
+        By change: `cosine` with the unchanged picture, the mean in %; `neighbours`, how many of the ten
+        nearest stay; `top1_k20`, k-NN accuracy, where there are classes and 20 images. `unchanged` comes
+        first, and has the last alone.
     """
     changed: dict[str, list[Tensor]] = {change: [] for change in CHANGES}
     kept: dict[str, list[int]] = {change: [] for change in CHANGES}

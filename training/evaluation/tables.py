@@ -109,7 +109,7 @@ def _against(comparisons: Sequence[Comparison]) -> Section:
     names = [name for name in WORDS if any(name in one.differences for one in comparisons)]
     return Section(
         title=f"{comparisons[0].model} against the others" if comparisons else "",
-        note="Points of %, on the same queries: ▲ better, ▼ worse, · no difference seen (0 is in the interval).",
+        note="Points of %, on the same queries: ▲ better, ▼ worse, · no difference seen (0 in the interval).",
         head=["", *(f"than {one.than}" for one in comparisons)],
         rows=[[WORDS[name], *(_signed(one.differences.get(name)) for one in comparisons)] for name in names],
     )

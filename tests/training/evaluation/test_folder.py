@@ -9,7 +9,8 @@ from dino_core.preprocess import Preprocessing
 from tests.training.conftest import MakeFolder
 from training.data.folder import ImageList, find_images
 from training.errors import DataError
-from training.evaluation.folder import evaluate_folder, labels_in
+from training.evaluation.drawing import by_hash
+from training.evaluation.folder import embed_folder, evaluate_folder, labels_in
 
 
 @pytest.fixture
@@ -24,7 +25,8 @@ def test_a_split_folder_is_measured_by_its_split(model: EmbeddingModel, make_fol
         find_images(make_folder("a", per_class=8)),
         find_images(make_folder("b", per_class=4, seed=1)),
     )
-    report = evaluate_folder(model, train, val)
+    folder = embed_folder(model, train, val)
+    report = evaluate_folder(folder)
     assert report.kind == "8 images of val/ by 16 of train/"
     assert set(report.means) == {"top1_k10", "linear", "p_at_1", "map"}
     assert set(report.spread) == {"feature_std", "rank_me"}
@@ -33,22 +35,23 @@ def test_a_split_folder_is_measured_by_its_split(model: EmbeddingModel, make_fol
         assert estimate.queries == 8
     assert report.means["top1_k10"].value > 50, "stripes across and down differ for any network"
     assert set(report.by_class) == {"across", "down"}
-    assert report.names[0] == "train/across/across-0.png"
-    assert report.names[-1] == "val/down/down-3.png"
-    assert report.features_ND.shape == (24, model.dimensions)
+    assert folder.names[0] == "train/across/across-0.png"
+    assert folder.names[-1] == "val/down/down-3.png"
+    assert folder.features_ND.shape == (24, model.dimensions)
+    assert "linear" not in evaluate_folder(folder, probe=False).means
 
 
 def test_a_folder_without_a_split_is_measured_by_tenths(
     model: EmbeddingModel, make_folder: MakeFolder
 ) -> None:
-    report = evaluate_folder(model, find_images(make_folder(per_class=30)), None)
+    report = evaluate_folder(embed_folder(model, find_images(make_folder(per_class=30)), None))
     assert report.kind == "each tenth by the other nine"
     assert report.means["top1_k20"].queries == 60
     assert 0 < report.means["linear"].queries < 20
 
 
 def test_a_flat_folder_is_measured_without_labels(model: EmbeddingModel, make_folder: MakeFolder) -> None:
-    report = evaluate_folder(model, find_images(make_folder(flat=True)), None)
+    report = evaluate_folder(embed_folder(model, find_images(make_folder(flat=True)), None))
     assert report.means == report.by_class == {}
     assert set(report.spread) == {"feature_std", "rank_me"}
     assert "no classes" in report.kind
@@ -67,13 +70,29 @@ def test_the_order_of_a_list_changes_no_number(
             one.root, tuple(one.names[place] for place in order), one.labels_N[order], one.class_names
         )
 
-    straight = evaluate_folder(model, images, val if split else None)
-    other = evaluate_folder(model, shuffled(images, 0), shuffled(val, 1) if split else None)
+    straight = evaluate_folder(embed_folder(model, images, val if split else None))
+    other = evaluate_folder(embed_folder(model, shuffled(images, 0), shuffled(val, 1) if split else None))
     for one, two in ((straight.means, other.means), (straight.by_class, other.by_class)):
         assert {name: found.to_json() for name, found in one.items()} == {
             name: found.to_json() for name, found in two.items()
         }
     assert straight.spread == other.spread
+
+
+def test_queries_to_change_are_drawn_by_their_names(model: EmbeddingModel, make_folder: MakeFolder) -> None:
+    train = find_images(make_folder("a", per_class=8, corrupt=1))
+    val = find_images(make_folder("b", per_class=4, seed=1))
+    queries, gallery, labels = embed_folder(model, train, val).queries(3)
+    assert (len(queries.places), len(gallery)) == (3, 16)
+    assert queries.labels_M is not None
+    assert labels is not None
+    assert queries.places == by_hash(val)[:3]
+    assert [val.names[place].split("/")[0] for place in queries.places] == [
+        train.class_names[label] for label in queries.labels_M
+    ]
+    alone, rest, _ = embed_folder(model, train, None).queries(1000)
+    assert (len(alone.places), len(rest)) == (8, 8), "half asks, and the other half is the gallery"
+    assert embed_folder(model, train, None).skipped.keys() == {"across/broken-0.jpg"}
 
 
 def test_classes_are_matched_by_name(make_folder: MakeFolder) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from training.evaluation import retrieval as module
-from training.evaluation.retrieval import retrieval
+from training.evaluation.retrieval import neighbour_overlap, retrieval
 
 
 def embeddings(count: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,3 +67,22 @@ def test_a_network_that_answers_all_alike_gets_what_chance_gets_in_any_order_of_
         first, average = retrieval(same, labels[order])
         assert first.tolist() == pytest.approx([5 / 23] * 24)
         assert average.tolist() == pytest.approx([sum(at_rank) / 5] * 24)
+
+
+def test_shared_neighbours_by_hand() -> None:
+    angles = torch.tensor([0.0, 0.3, 0.9, 1.2, 2.0])
+    gallery = torch.stack([angles.cos(), angles.sin()], dim=1)
+    queries = torch.tensor([[1.0, 0.0]])
+    turned = torch.stack([torch.tensor(0.85).cos(), torch.tensor(0.85).sin()])[None]  # nearest: 2, 3, then 1
+    overlaps = [neighbour_overlap((queries, gallery), (turned, gallery), k=k).tolist() for k in (1, 2, 3, 5)]
+    assert overlaps == [[0], [0], [pytest.approx(2 / 3)], [1]]
+    # Each without itself: the ends have one neighbour in common with what the mirrored circle says.
+    mirrored = gallery * torch.tensor([1.0, -1.0])
+    assert neighbour_overlap((gallery, gallery), (mirrored, mirrored), k=2, alone=True).tolist() == [1] * 5
+
+
+def test_rankings_that_know_nothing_share_what_chance_shares() -> None:
+    gallery, _ = embeddings(40, seed=0)
+    same = torch.ones(40, 1)
+    overlap = neighbour_overlap((gallery, gallery), (same, same), k=10, alone=True)
+    assert overlap.tolist() == pytest.approx([10 / 39] * 40)
