@@ -113,7 +113,7 @@ def test_bars_are_drawn_of_whatever_there_is(parts: dict[str, Any]) -> None:
 
 
 def test_nothing_measured_gives_no_table() -> None:
-    bare = {"measures": {}, "by_class": {}, "by_attack": {}, "robustness": {}, "forms": {}}
+    bare: dict[str, Any] = {"measures": {}, "by_class": {}, "by_attack": {}, "robustness": {}, "forms": {}}
     assert [section.title for section in sections([report("mine", 60, **bare)], [])] == [
         "What the embeddings are worth"
     ]
