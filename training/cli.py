@@ -32,7 +32,7 @@ USAGE = """usage: dino-train COMMAND ...
   export     write the teacher of a checkpoint as a bundle
   reduce     centre, shorten or whiten the embeddings of a bundle
   report     write the page that explains a run, finished or not
-  attention  draw where a ViT looks
+  attention  draw where a ViT looks, and its patches as colours
 
 dino-train COMMAND --help lists every setting of a command."""
 

@@ -164,6 +164,28 @@ def patch_strip(colours_BYX3: Tensor, *, cell_px: int = 112) -> bytes:
     return _strip([Image.fromarray(image) for image in pixels], cell_px, smooth=False)
 
 
+def patch_picture(
+    images_BCHW: Tensor, colours_BYX3: Tensor, *, names: Sequence[str], cell_px: int = 224
+) -> bytes:
+    """Images with their patches as squares of colour beside them, one row for each, as a PNG.
+
+    Args:
+        images_BCHW: uint8, what the network saw.
+        colours_BYX3: From 0 to 1; equal colours mean the same in all rows.
+        names: Under the images.
+        cell_px: Side of a picture.
+    """
+    sheet = _Sheet(len(images_BCHW), [cell_px] * 2, cell_px=cell_px, captions=True, heads=1)
+    for column, words in enumerate(("image", "patches")):
+        sheet.head(column, words)
+    squares = colours_BYX3.mul(255).round().byte().cpu().numpy()
+    for row, (image_CHW, name) in enumerate(zip(images_BCHW, names, strict=True)):
+        sheet.place(_picture(image_CHW), row, 0, caption=name)
+        patches = Image.fromarray(squares[row]).resize((cell_px, cell_px), Image.Resampling.NEAREST)
+        sheet.place(patches, row, 1)
+    return sheet.png()
+
+
 def _strip(pictures: Sequence[Image.Image], cell_px: int, *, smooth: bool = True) -> bytes:
     """Pictures one above the other with a little white between them."""
     gap_px = 4

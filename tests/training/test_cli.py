@@ -99,6 +99,14 @@ def test_attention_is_drawn_for_a_vit_and_refused_for_others(
     bundle, picture = str(tmp_path / "models" / "one"), data / "down" / "down-1.png"
     assert main(["attention", bundle, str(picture), "--out", str(tmp_path / "maps")]) == 0
     assert (tmp_path / "maps" / "down-1.attention.png").read_bytes().startswith(b"\x89PNG")
+    two = [str(picture), str(data / "across" / "across-1.png"), str(picture)]
+    assert main(["attention", bundle, *two, "--out", str(tmp_path / "all")]) == 0
+    assert {path.name for path in (tmp_path / "all").iterdir()} == {
+        "down-1.attention.png",
+        "across-1.attention.png",
+        "down-1-2.attention.png",
+        "patches.png",
+    }
     assert main(["attention", bundle, str(tmp_path / "no.png"), "--out", str(tmp_path / "maps")]) == 2
     assert "no.png cannot be read" in capsys.readouterr().err
 

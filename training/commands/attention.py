@@ -1,4 +1,4 @@
-"""`dino-train attention`: where a ViT looks."""
+"""`dino-train attention`: where a ViT looks, and which patches it takes to be alike."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from training.loop import choose_device
 
 
 class AttentionSettings(BaseSettings):
-    """Draw where the last block of a ViT looks, a picture for each image."""
+    """Draw where the last block of a ViT looks, for each image, and the patches of all as colours."""
 
     model_config = COMMAND
 

@@ -72,8 +72,8 @@ def _draw(
             label=model,
         )
     axes.set_yticks(range(len(rows)), list(rows))
-    axes.invert_yaxis()
     axes.set_xlim(0, 100)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_title(title, loc="left", fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#d0d7de", linewidth=0.8)
