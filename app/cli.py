@@ -46,7 +46,7 @@ from app.sinks import Place
 from app.sources.picture import NoPictures
 from app.telemetry import Metrics, set_up_logs
 from app.tracing import make_tracing
-from dino_core.bundle import load_bundle, read_manifest
+from dino_core.bundle import Bundle, load_bundle, read_manifest
 from dino_core.errors import DinoError
 
 _USAGE = """\
@@ -140,9 +140,10 @@ def run(settings: Settings) -> None:
     with _bound(settings) as listener:
         metrics = Metrics()
         tracing = None if settings.otlp_endpoint is None else make_tracing(settings.otlp_endpoint)
-        models = _load_models(settings, metrics)
+        bundles = _load_bundles(settings)
         catalogue = _open_collections(settings)
         try:
+            models = _models(settings, bundles, metrics)
             departure = Departure()
             app = create_app(
                 settings, models, catalogue, metrics=metrics, tracing=tracing, departure=departure
@@ -206,24 +207,32 @@ def _exit(status: int) -> None:
         raise SystemExit(status)
 
 
-def _load_models(settings: Settings, metrics: Metrics) -> ServedModels:
-    device = _device(settings.device)
+def _load_bundles(settings: Settings) -> list[Bundle]:
+    # Their names first, as loading takes a while.
+    names = [source.name or read_manifest(source.path).id for source in settings.model]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SettingsInvalid(
+            f"two of the models are called {min(twice)!r}: name one otherwise, as --model NAME=BUNDLE"
+        )
+    return [load_bundle(source.path, device=_device(settings.device)) for source in settings.model]
+
+
+def _models(settings: Settings, bundles: Sequence[Bundle], metrics: Metrics) -> ServedModels:
+    """The models with their engines; measuring what computes fastest takes seconds."""
     config = share_of(
         settings.inference(),
         models=len(settings.model),
         largest_request_bytes=settings.max_request_bytes,
     )
 
-    def load(name: str | None, path: Path) -> ServedModel:
-        return serve_bundle(load_bundle(path, device=device), config, name=name, metrics=metrics)
+    def load(name: str, path: Path) -> ServedModel:
+        bundle = load_bundle(path, device=_device(settings.device))
+        return serve_bundle(bundle, config, name=name, metrics=metrics)
 
-    # Before any is loaded, which takes a while.
-    names = [source.name or read_manifest(source.path).id for source in settings.model]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise SettingsInvalid(
-            f"two of the models are called {min(twice)!r}: name one otherwise, as --model NAME=BUNDLE"
-        )
-    models = [load(source.name, source.path) for source in settings.model]
+    models = [
+        serve_bundle(bundle, config, name=source.name, metrics=metrics)
+        for source, bundle in zip(settings.model, bundles, strict=True)
+    ]
     return ServedModels(models, load=load, root=settings.models_root, patience_s=settings.drain_seconds)
 
 
