@@ -10,7 +10,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from dino_core.augment import View
 from dino_core.backbones import Pooling
@@ -211,6 +219,11 @@ class OptimizerConfig(Part):
     """First steps in which the prototypes stand still; longer if the loss falls to nothing."""
 
 
+def _cache_of(saved: object) -> object:
+    """Runs that were saved when there was a disk or nothing have a boolean, and can still be resumed."""
+    return {True: "disk", False: "off"}[saved] if isinstance(saved, bool) else saved
+
+
 class LoadingConfig(Part):
     """How images are read."""
 
@@ -223,7 +236,7 @@ class LoadingConfig(Part):
     """Side of the square to which every decoded image is resized; crops are cut from it."""
     workers: Annotated[int, Field(ge=0)] = 8
     """Threads that decode ahead of the training."""
-    cache: Literal["disk", "memory", "off"] = "disk"
+    cache: Annotated[Literal["disk", "memory", "off"], BeforeValidator(_cache_of)] = "disk"
     """Keep decoded images on disk, or in memory that all processes of the machine share and that goes with
     them, so that each file is decoded once; or decode them each time."""
     cache_dir: Path | None = None

@@ -414,4 +414,4 @@ def _picture(pixels_CHW: Tensor) -> Image.Image:
 
 def _heat(picture: Image.Image, map_YX: Tensor) -> Image.Image:
     """The picture in grey under the map, dark where nothing is attended to."""
-    return Image.fromarray(heat_over(np.asarray(picture), map_YX.detach().float().cpu().numpy()))
+    return Image.fromarray(heat_over(np.asarray(picture), map_YX.detach().float().nan_to_num().cpu().numpy()))

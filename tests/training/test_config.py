@@ -55,3 +55,8 @@ def test_differences_name_the_settings(make_config: MakeConfig) -> None:
     old, new = make_config(), make_config(steps=9, optimizer={"peak_lr": 0.5})
     assert differences(old, new) == ["steps (6 -> 9)", "optimizer.peak_lr (0.01 -> 0.5)"]
     assert differences(old, old) == []
+
+
+def test_runs_that_were_saved_with_a_boolean_cache_are_understood(make_config: MakeConfig) -> None:
+    assert make_config(loading={"cache": True}).loading.cache == "disk"
+    assert make_config(loading={"cache": False}).loading.cache == "off"

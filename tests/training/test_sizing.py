@@ -72,13 +72,13 @@ def test_bytes_on_disk_are_those_that_a_run_writes(
     make_config: MakeConfig, make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     images = find_images(make_folder(per_class=5))
-    sizes = sizes_of(make_config(loading={"cache": True}), images)
+    sizes = sizes_of(make_config(loading={"cache": "disk"}), images)
     assert sizes.cache_bytes == 10 * 3 * 20 * 20
     assert sizes.checkpoints == 3
     low, high = sizes.seconds
     assert 0 < low < high
     assert sizes.memory_bytes > sizes.checkpoint_bytes > 0
-    assert sizes_of(make_config(loading={"cache": False}), images).cache_bytes == 0
+    assert sizes_of(make_config(loading={"cache": "off"}), images).cache_bytes == 0
 
 
 def test_a_run_of_one_step_is_planned_too(make_config: MakeConfig, make_folder: MakeFolder) -> None:
