@@ -19,6 +19,7 @@ from dino_core.backbones import make_backbone
 from dino_core.bundle import Bundle, fingerprint_of, load_bundle, write_bundle
 from dino_core.embedding import EmbeddingModel
 from dino_core.preprocess import Preprocessing, load_pixels
+from dino_core.projection import Projection
 from tests.app.api.serving import Api, multipart, photo, serving
 from tests.app.api.test_embed import SAME, damaged_png, npy
 from tests.app.inference.colours import ColourEmbedder
@@ -217,3 +218,21 @@ def test_numbers_beyond_float16_are_an_error_and_not_infinity(tmp_path: Path) ->
         assert {item["error"]["code"] for item in half["data"]} == {"embedding_failed"}
         assert "error" not in embedded(api, output="patches", normalize=False)["data"][0]
         assert "error" not in embedded(api, output="patches", dtype="float16")["data"][0]
+
+
+def test_a_projection_is_of_the_bundles_own_pooling_only(api: Api, tmp_path: Path) -> None:
+    own = api.bundle.model
+    projection = Projection(torch.zeros(48), torch.randn(48, 8, generator=torch.Generator().manual_seed(0)))
+    reduced = EmbeddingModel(
+        own.backbone, preprocessing=own.preprocessing, pooling="cls", projection=projection
+    )
+    write_bundle(tmp_path / "reduced", reduced, provenance={}, card="# Reduced\n")
+    with serving(load_bundle(tmp_path / "reduced"), tmp_path / "data") as small:
+        assert len(embedded(small)["data"][0]["embedding"]) == 8
+        assert embedded(small, pool="cls") == embedded(small)
+        without = embedded(small, pool="mean")
+    # What the same network without a projection says, under the same fingerprint.
+    expected = embedded(api, pool="mean")
+    assert without["model"]["fingerprint"] == expected["model"]["fingerprint"]
+    for one, other in zip(without["data"], expected["data"], strict=True):
+        np.testing.assert_allclose(one["embedding"], other["embedding"], atol=SAME)
