@@ -124,12 +124,18 @@ def model_card(
     origin = (
         f"\n| adapted from | {' '.join(f'`{word}`' for word in came_from.values())} |" if came_from else ""
     )
+    how = (
+        "An image embedding: weights that were there before, for which labels may have been used, adapted\n"
+        "without labels by"
+        if came_from
+        else "An image embedding, learnt without labels by"
+    )
     start = "the weights as they came" if came_from else "the same network untrained"
     terms = ", and as the weights that they were adapted from" if came_from else ""
     curves_part = "\n![Loss and k-NN accuracy over the run](curves.png)\n" if with_curves else ""
     return f"""# {name}
 
-An image embedding, learnt without labels by DINO self-distillation (Caron et al. 2021,
+{how} DINO self-distillation (Caron et al. 2021,
 https://arxiv.org/abs/2104.14294) with dinoserve. The weights are the teacher's backbone.
 
 | | |

@@ -130,6 +130,7 @@ def test_adapt_goes_on_from_a_bundle_and_resumes_without_it(
     assert f"| adapted from | `first` `{origin['fingerprint']}` |" in card
     assert "| the weights as they came | this teacher |" in card
     assert "untrained" not in card
+    assert "learnt without labels" not in card
 
     bundle.rename(tmp_path / "moved away")
     for leftover in (out, run_dir / "result.json", run_dir / "checkpoints/step-00000004"):
