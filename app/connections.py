@@ -25,6 +25,8 @@ class BoundedHeads(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
+    # An answer may be complete while the body that it refuses still arrives: the parser alone knows.
+    _in_message = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begins to wait for a head."""
@@ -38,7 +40,7 @@ class BoundedHeads(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Takes a piece of a head or a body."""
-        if self._is_before_head():
+        if not self._in_message:
             if self._timer is None:
                 self._wait()
             self._head_bytes += len(data)
@@ -50,10 +52,13 @@ class BoundedHeads(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is here."""
         self._stop()
+        self._in_message = True
         super().on_headers_complete()
 
-    def _is_before_head(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+    def on_message_complete(self) -> None:
+        """The body is here, too."""
+        self._in_message = False
+        super().on_message_complete()
 
     def _wait(self) -> None:
         self._timer = self.loop.call_later(self.head_timeout_s, self._close)
