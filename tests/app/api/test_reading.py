@@ -99,7 +99,8 @@ def test_a_map_is_asked_for_in_parts(filled: Api) -> None:
 
 
 def test_duplicates_are_in_groups_with_the_one_to_keep(filled: Api) -> None:
-    body = read(filled, "duplicates")
+    assert read(filled, "duplicates")["threshold"] == 0.95
+    body = read(filled, "duplicates", threshold=0.99)
     assert (body["threshold"], body["total_groups"], body["total_items"]) == (0.99, 3, 7)
     first = body["data"][0]
     assert first["ids"] == ["photos/005.jpg", "photos/013.jpg", "photos/014.jpg"]
@@ -111,8 +112,8 @@ def test_duplicates_are_in_groups_with_the_one_to_keep(filled: Api) -> None:
         ["photos/003.jpg", "photos/012.jpg"],
         ["photos/007.jpg", "photos/015.jpg"],
     ]
-    page = read(filled, "duplicates", limit=2)
-    rest = read(filled, "duplicates", limit=2, cursor=page["next_cursor"])
+    page = read(filled, "duplicates", threshold=0.99, limit=2)
+    rest = read(filled, "duplicates", threshold=0.99, limit=2, cursor=page["next_cursor"])
     assert page["data"] + rest["data"] == body["data"]
     assert rest["next_cursor"] is None
 

@@ -189,8 +189,8 @@ def test_adapt_needs_weights_and_takes_their_network_and_pixels() -> None:
     with pytest.raises(ConfigError, match="give --backbone.weights models/NAME"):
         RECIPES["adapt"](RunSize(num_images=1000))
     config = resolved("adapt", 1000)
-    assert config.backbone.name == "resnet10t"
-    assert config.evaluation.resize_px == config.evaluation.crop_px == config.crops.global_px == 96
+    assert config.backbone.name == "tf_efficientnet_lite0"
+    assert (config.evaluation.resize_px, config.evaluation.crop_px, config.crops.global_px) == (256, 224, 224)
     assert config.optimizer.head_warmup_steps == config.steps // 10
 
 
