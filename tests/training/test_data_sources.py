@@ -201,8 +201,8 @@ def test_five_channels_of_sixteen_bits_train_go_on_and_are_measured_by_their_bun
     out = tmp_path / "report.json"
     bundle = str(tmp_path / "models" / "whole")
     assert main(["eval", bundle, "--data", str(data), "--json-file", str(out)]) == 0
-    (measured,) = json.loads(out.read_text())["models"]
-    assert measured["images"] == 12
+    measured, untrained = json.loads(out.read_text())["models"]
+    assert measured["images"] == untrained["images"] == 12
 
 
 def test_images_of_other_channels_than_the_network_are_refused_before_the_run(

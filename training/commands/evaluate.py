@@ -114,6 +114,12 @@ def _beside(
             remarks.append(start)
     if not settings.untrained:
         beside.append(untrained(first))
+    if first.model.preprocessing.planes is not None:
+        remarks.append(
+            "raw pixels, pHash and changed queries are left out: they are of RGB pictures, and these are "
+            "channels of other kinds"
+        )
+        return beside, remarks
     return [*beside, ("raw pixels", RawPixels()), ("pHash", PerceptualHash())], remarks
 
 
@@ -144,7 +150,8 @@ def _measured(
             labelled, measures = folder.labelled, dict(report.means)
             found |= {"kind": report.kind, "by_class": report.by_class, "spread": report.spread}
             found |= {"images": len(folder.names), "skipped": folder.skipped}
-            queries, gallery_ND, gallery_labels_N = folder.queries(settings.robustness)
+            changed = settings.robustness if model.preprocessing.planes is None else 0
+            queries, gallery_ND, gallery_labels_N = folder.queries(changed)
             if queries.places:
                 found["robustness"] = robustness(model, queries, gallery_ND, gallery_labels_N, **how)
         if copies is not None:
