@@ -16,7 +16,7 @@ from tests.app.inference.colours import ColourEmbedder, picture
 from tests.app.running import Service, running_service
 
 StartApi = Callable[..., Api]
-KEY = "a key that is long enough"
+KEY = "a-key-that-is-long-enough"
 
 
 @pytest.fixture(scope="module")
