@@ -155,7 +155,7 @@ def test_without_a_command_it_says_what_there_is(dino_serve: DinoServe) -> None:
 
 def test_sigterm_answers_what_is_under_way_and_exits_with_0(bundle: Path, tmp_path: Path) -> None:
     with running_service(bundle, tmp_path / "data") as service, ThreadPoolExecutor(8) as pool:
-        files = [multipart([photo(100 * client + seed) for seed in range(64)]) for client in range(8)]
+        files = [multipart([photo(100 * client + seed) for seed in range(24)]) for client in range(8)]
         with httpx.Client(base_url=service.url, timeout=60) as http:
             asked = [pool.submit(http.post, "/embed", files=one) for one in files]
             deadline_s = time.monotonic() + 30

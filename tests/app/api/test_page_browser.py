@@ -266,7 +266,11 @@ def test_the_description_of_the_api_is_drawn(page: Page, api: Api) -> None:
     )
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    explained = page.locator("#post-embed").get_by_text("Whether embeddings have length 1, and so each patch.").bounding_box()
+    explained = (
+        page.locator("#post-embed")
+        .get_by_text("Whether embeddings have length 1, and so each patch.")
+        .bounding_box()
+    )
     assert explained is not None
     assert explained["x"] + explained["width"] <= 390
 

@@ -36,13 +36,23 @@ Answer = tuple[int, dict[str, str], bytes]
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Nobody sleeps; the list says for how long somebody would have."""
+    """Nobody sleeps here; the list says for how long somebody would have. Servers in other threads do."""
     pauses: list[float] = []
+    here, sleep, sleep_of_asyncio = threading.get_ident(), time.sleep, asyncio.sleep
+
+    def nap(seconds: float) -> None:
+        if threading.get_ident() == here:
+            pauses.append(seconds)
+        else:
+            sleep(seconds)
 
     async def pause(seconds: float) -> None:
-        pauses.append(seconds)
+        if threading.get_ident() == here:
+            pauses.append(seconds)
+        else:
+            await sleep_of_asyncio(seconds)
 
-    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", nap)
     monkeypatch.setattr(asyncio, "sleep", pause)
     return pauses
 
