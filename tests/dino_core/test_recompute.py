@@ -72,7 +72,7 @@ def peak_kb(choice: str) -> int:
 
 
 def test_a_step_needs_less_memory() -> None:
-    # 0.75 on an AMD EPYC, 0.89 to 0.94 on an Intel Xeon, whose libraries take more memory of their own.
+    # Below 0.8 on an AMD EPYC, 0.89 to 0.94 on an Intel Xeon, whose libraries take more memory of their own.
     assert peak_kb("lean") < 0.98 * peak_kb("plain")
 
 
