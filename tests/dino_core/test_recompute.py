@@ -1,6 +1,7 @@
 """Computing activations again changes no gradient, and keeps less."""
 
 import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,16 +65,22 @@ print(peak_kb() - before)
 
 
 def peak_kb(choice: str) -> int:
+    # Tensors that are freed go back to the system at once: else the peak is of what malloc has kept, too.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, choice], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PEAK, choice],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
 
 def test_a_step_needs_less_memory() -> None:
-    # Below 0.8 on an AMD EPYC, 0.89 to 0.94 on an Intel Xeon, whose libraries take more memory of their own.
-    assert peak_kb("lean") < 0.98 * peak_kb("plain")
+    assert peak_kb("lean") < 0.8 * peak_kb("plain")
 
 
 def test_names_of_the_state_stay() -> None:
