@@ -155,15 +155,22 @@ def resize_and_crop(rgb_CHW: Tensor, preprocessing: Preprocessing) -> Tensor:
         height_px * preprocessing.resize_px // shorter_px,
         width_px * preprocessing.resize_px // shorter_px,
     )
-    # A new first axis before rows, not before channels: only so do the strides say "channels last" to torch,
-    # which otherwise turns pictures into planes, resizes these in twice the time, and turns them back. The
-    # numbers are the same.
-    resized_1CHW = rgb_CHW.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    resized_1CHW = as_batch(rgb_CHW)
     if resized_hw != (height_px, width_px):
         resized_1CHW = functional.interpolate(resized_1CHW, size=resized_hw, mode="bicubic", antialias=True)
     # As torchvision's CenterCrop: halves go to the even neighbour.
     top, left = (round((side - preprocessing.crop_px) / 2) for side in resized_hw)
     return resized_1CHW[0, :, top : top + preprocessing.crop_px, left : left + preprocessing.crop_px]
+
+
+def as_batch(pixels_CHW: Tensor) -> Tensor:
+    """A view of one image as a batch [1, C, H, W] that torch takes to be channels-last where the image is.
+
+    A new first axis before rows, not before channels: only so do the strides say "channels last" to torch,
+    which otherwise turns pictures into planes, resizes these in twice the time, and turns them back. The
+    numbers are the same.
+    """
+    return pixels_CHW.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
 
 
 def load_pixels(

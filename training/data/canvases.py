@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dino_core.errors import ImageError
 from dino_core.planes import Planes, decode_planes
-from dino_core.preprocess import decode
+from dino_core.preprocess import as_batch, decode
 from training.data.images import Images, UnreadableImage
 
 
@@ -54,7 +54,7 @@ def canvas_of(content: bytes, *, canvas_px: int, planes: Planes | None = None) -
     height_px, width_px = pixels_CHW.shape[-2:]
     # The memory is channels-last as `decode` gives it, for which torch's uint8 bicubic is vectorised.
     size = (canvas_px, canvas_px)
-    canvas = torch.nn.functional.interpolate(pixels_CHW[None], size=size, mode="bicubic", antialias=True)
+    canvas = torch.nn.functional.interpolate(as_batch(pixels_CHW), size=size, mode="bicubic", antialias=True)
     return Canvas(canvas[0], (height_px, width_px))
 
 
