@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from dino_core.bundle import Bundle, Manifest, write_bundle
 from dino_core.embedding import EmbeddingModel
 from dino_core.manifest import CARD, CONFIG, PROJECTION, REFERENCE, WEIGHTS
@@ -15,7 +12,7 @@ from dino_core.projection import fit_projection, kept_variance
 from training.data.images import Images
 from training.errors import ConfigError
 from training.evaluation.drawing import by_hash
-from training.evaluation.embedding import embed_pixels, read_pixels
+from training.evaluation.embedding import embed_images
 
 _OURS = {WEIGHTS, CONFIG, REFERENCE, CARD, PROJECTION}
 
@@ -82,7 +79,13 @@ def reduce_bundle(
     pooled = EmbeddingModel(
         old.backbone, preprocessing=old.preprocessing, pooling=old.pooling, normalise=True
     ).to(next(old.parameters()).device)
-    features_ND = _embedded(pooled, images, fit.max_images, batch_size=batch_size, on_progress=on_progress)
+    features_ND = embed_images(
+        pooled,
+        images,
+        places=by_hash(images)[: fit.max_images],
+        batch_size=batch_size,
+        on_progress=on_progress,
+    ).features_ND
     projection = fit_projection(
         features_ND, dimensions=fit.dimensions or pooled.dimensions, whitening=fit.whitening
     )
@@ -112,24 +115,6 @@ def reduce_bundle(
         },
     )
     return Reduced(manifest=manifest, images=len(features_ND), variance_percent=variance_percent)
-
-
-def _embedded(
-    model: EmbeddingModel,
-    images: Images,
-    max_images: int,
-    *,
-    batch_size: int,
-    on_progress: Callable[[int], None],
-) -> Tensor:
-    """Embeddings [N, D] of the first images by the hash of their names that can be read."""
-    chosen = by_hash(images)[:max_images]
-    features: list[Tensor] = []
-    for begin in range(0, len(chosen), batch_size):
-        batch = chosen[begin : begin + batch_size]
-        features.append(embed_pixels(model, read_pixels(images, batch, model.preprocessing).pixels_NCHW))
-        on_progress(len(batch))
-    return torch.cat(features)
 
 
 def _card(bundle: Bundle, name: str, what: dict[str, Any]) -> str:

@@ -114,15 +114,17 @@ def embed_images(
     model: Embedder,
     images: Images,
     *,
+    places: Sequence[int] | None = None,
     batch_size: int = 64,
     workers: int | None = None,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> EmbeddedImages:
-    """Embeds images in the order of their names, a batch at a time: memory does not grow with their number.
+    """Embeds images, a batch at a time: memory does not grow with their number.
 
     Args:
         model: On any device.
         images: Such as `training.data.opening.open_split` gives.
+        places: Which of them, in this order; all in the order of their names if not given.
         batch_size: Images that go through the network together.
         workers: Threads that decode; none takes one for each core.
         on_progress: Told how many more files are done.
@@ -133,7 +135,8 @@ def embed_images(
     skipped: dict[str, str] = {}
     features: list[Tensor] = []
     kept: list[int] = []
-    loaded = _load(images, by_name(images), model.preprocessing, workers=workers)
+    chosen = by_name(images) if places is None else places
+    loaded = _load(images, chosen, model.preprocessing, workers=workers)
     while group := list(islice(loaded, batch_size)):
         readable = [(index, found) for index, found in group if not isinstance(found, str)]
         skipped |= {images.names[index]: found for index, found in group if isinstance(found, str)}
@@ -143,7 +146,7 @@ def embed_images(
         on_progress(len(group))
     if not features:
         name, reason = next(iter(skipped.items()))
-        raise DataError(f"none of the {len(images)} images in {images.origin} can be read; {name}: {reason}")
+        raise DataError(f"none of the {len(chosen)} images in {images.origin} can be read; {name}: {reason}")
     return EmbeddedImages(features_ND=torch.cat(features), indices_N=torch.tensor(kept), skipped=skipped)
 
 
