@@ -1,7 +1,6 @@
 """`dino-serve index`: what the command line says is done, and answered with an exit status."""
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from app.indexing import add_pictures
 from app.ledger import Ledger
 from app.sinks import Place, open_directory, open_sink, service_at
 from app.sources.opening import open_sources
+from app.users_cache import users_cache
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
@@ -59,11 +59,8 @@ def index_add(
 
 def default_ledger() -> Path | None:
     """In the user's cache; None where the user has no home."""
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    return cache / "dinoserve" / "files.sqlite"
+    cache = users_cache()
+    return cache and cache / "files.sqlite"
 
 
 def index_stats(place: Place) -> int:

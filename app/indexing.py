@@ -19,6 +19,7 @@ from typing import Final, Protocol
 
 from rich.console import Console
 
+from app.bounded_batches import bounded_batches
 from app.client.items import Added, Failure, StoredItem, Upload
 from app.errors import InvalidItem
 from app.index_report import Report, progress_bar
@@ -231,19 +232,12 @@ def _says_the_same(picture: Picture, sha256: str, there: StoredItem | None) -> b
 
 def _batches(jobs: Iterable[_Job], *, limits: RequestLimits, batch_images: int) -> Iterator[list[_Job]]:
     """In order; none above the limits, but for a picture that is above them by itself."""
-    most_images = min(batch_images, limits.images)
-    most_bytes = limits.request_bytes - _WORDS_BYTES
-    batch: list[_Job] = []
-    size_bytes = 0
-    for job in jobs:
-        cost = min(job.picture.size_bytes, limits.image_bytes) + _WORDS_BYTES
-        if batch and (len(batch) == most_images or size_bytes + cost > most_bytes):
-            yield batch
-            batch, size_bytes = [], 0
-        batch.append(job)
-        size_bytes += cost
-    if batch:
-        yield batch
+    return bounded_batches(
+        jobs,
+        lambda job: min(job.picture.size_bytes, limits.image_bytes) + _WORDS_BYTES,
+        most_bytes=limits.request_bytes - _WORDS_BYTES,
+        most_items=min(batch_images, limits.images),
+    )
 
 
 def _each_done(

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
+from app.bounded_batches import bounded_batches
 from app.client.calls import Call, content_of, json_of
 from app.client.images import Image, bytes_of, image_parts
 from app.client.items import Failure, failure_of
@@ -87,18 +88,12 @@ def rows_of(answers: Iterable[Embedded | Failure], *, dimensions: int) -> npt.ND
 
 def batches_of(images: Iterable[Image], *, most: int) -> Iterator[list[bytes | Failure]]:
     """Files read and put together to batches of bounded number and size; what can't be read is a failure."""
-    batch: list[bytes | Failure] = []
-    size_bytes = 0
-    for image in images:
-        loaded = _loaded(image)
-        bytes_more = len(loaded) if isinstance(loaded, bytes) else 0
-        if batch and (len(batch) == most or size_bytes + bytes_more > _MOST_BYTES):
-            yield batch
-            batch, size_bytes = [], 0
-        batch.append(loaded)
-        size_bytes += bytes_more
-    if batch:
-        yield batch
+    return bounded_batches(
+        map(_loaded, images),
+        lambda loaded: len(loaded) if isinstance(loaded, bytes) else 0,
+        most_bytes=_MOST_BYTES,
+        most_items=most,
+    )
 
 
 def files_of(batch: Sequence[bytes | Failure]) -> list[bytes]:

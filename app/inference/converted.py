@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from app.users_cache import users_cache
 from dino_core.bundle import Bundle
 from dino_core.onnx import to_onnx
 
@@ -33,7 +34,8 @@ def onnx_of(bundle: Bundle, *, cache: Path | None = None) -> bytes:
     Raises:
         ConversionError: See `to_onnx`.
     """
-    folder = cache or _users_cache()
+    users = users_cache()
+    folder = cache or (users and users / "onnx")
     versions = [f"{name} {version(name)}" for name in ("dinoserve", "torch", "onnx", "onnxscript")]
     name = hashlib.sha256("\n".join([bundle.manifest.fingerprint, *versions]).encode()).hexdigest()
     file = folder / f"{name}.onnx" if folder else None
@@ -44,15 +46,6 @@ def onnx_of(bundle: Bundle, *, cache: Path | None = None) -> bytes:
         if file:
             _keep(file, data)
     return data
-
-
-def _users_cache() -> Path | None:
-    """None where the user has no home."""
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        return None
-    return cache / "dinoserve" / "onnx"
 
 
 def _read(file: Path) -> bytes | None:

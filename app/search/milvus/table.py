@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+from app.bounded_batches import bounded_batches
 from app.errors import StorageError
 from app.search.collection import GRACE_S, Vector
 from app.search.milvus.claims import Claims
@@ -290,15 +291,9 @@ def chunks(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 def _requests(rows: Sequence[Row], *, dimensions: int) -> Iterator[list[Row]]:
     """The rows, some at a time, each time as many as a request may have."""
-    request: list[Row] = []
-    size = 0
-    for row in rows:
-        row_bytes = 4 * dimensions + 512 + sum(len(row[name]) for name in ("metadata", "source", "thumbnail"))
-        row_bytes += 2 * len(row["metadata"])
-        if request and size + row_bytes > REQUEST_BYTES:
-            yield request
-            request, size = [], 0
-        request.append(row)
-        size += row_bytes
-    if request:
-        yield request
+
+    def bytes_of(row: Row) -> int:
+        lengths = sum(len(row[name]) for name in ("metadata", "source", "thumbnail"))
+        return 4 * dimensions + 512 + lengths + 2 * len(row["metadata"])
+
+    return bounded_batches(rows, bytes_of, most_bytes=REQUEST_BYTES)
