@@ -283,7 +283,7 @@ def _refuse_many_values(text: bytes, limit: int) -> None:
             )
 
 
-def json_object(text: bytes) -> dict[str, Any]:
+def json_object(text: bytes, *, what: str = "body") -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
@@ -292,9 +292,9 @@ def json_object(text: bytes) -> dict[str, Any]:
     try:
         members = orjson.loads(text)
     except orjson.JSONDecodeError:
-        raise InvalidJson("the body is not valid JSON") from None
+        raise InvalidJson(f"the {what} is not valid JSON") from None
     if not isinstance(members, dict):
-        raise InvalidJson("the body is JSON, and not an object: send {…}")
+        raise InvalidJson(f"the {what} is JSON, and not an object: send {{…}}")
     return members
 
 

@@ -16,10 +16,10 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from app.api.body import json_object
 from app.api.guard import LINES_MEDIA_TYPE
 from app.api.lines import Line, LineBounds, LineReader, OverlongLine
 from app.api.problems import item_error
-from app.api.refusals import InvalidJson
 from app.errors import TooLarge
 from app.settings import Settings
 
@@ -146,13 +146,7 @@ def line_members(line: Line, bounds: LineBounds) -> dict[str, Any]:
             limit=limit,
             actual=line.size_bytes,
         )
-    try:
-        members = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        raise InvalidJson("the line is not valid JSON") from None
-    if not isinstance(members, dict):
-        raise InvalidJson("the line is JSON, and not an object: send {…}")
-    return members
+    return json_object(line, what="line")
 
 
 def json_lines(answers: Iterable[Mapping[str, Any]]) -> bytes:

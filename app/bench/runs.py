@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -60,16 +61,7 @@ def closed(target: Target, *, clients: int) -> Run:
         target,
         f"{clients} clients",
         None,
-        lambda: asyncio.run(
-            closed_loop(
-                target.endpoint,
-                target.payloads,
-                clients=clients,
-                duration_s=target.duration_s,
-                warm_up_s=target.warm_up_s,
-                timeout_s=target.timeout_s,
-            )
-        ),
+        partial(closed_loop, clients=clients),
     )
 
 
@@ -79,16 +71,7 @@ def opened(target: Target, *, rate_per_s: float) -> Run:
         target,
         f"{rate_per_s:.4g} requests/s",
         rate_per_s,
-        lambda: asyncio.run(
-            open_loop(
-                target.endpoint,
-                target.payloads,
-                rate_per_s=rate_per_s,
-                duration_s=target.duration_s,
-                warm_up_s=target.warm_up_s,
-                timeout_s=target.timeout_s,
-            )
-        ),
+        partial(open_loop, rate_per_s=rate_per_s),
     )
 
 
@@ -158,10 +141,23 @@ def server_figures(base_url: str, api_key: str | None) -> ServerFigures:
     return ServerFigures(**{figure: total(name, labels) for figure, (name, labels) in _SERIES.items()})
 
 
-def _run(target: Target, load: str, offered_per_s: float | None, work: Callable[[], Measured]) -> Run:
+def _run(
+    target: Target,
+    load: str,
+    offered_per_s: float | None,
+    work: Callable[..., Coroutine[Any, Any, Measured]],
+) -> Run:
     before = server_figures(target.base_url, target.api_key)
     began_s = time.perf_counter()
-    measured = work()
+    measured = asyncio.run(
+        work(
+            target.endpoint,
+            target.payloads,
+            duration_s=target.duration_s,
+            warm_up_s=target.warm_up_s,
+            timeout_s=target.timeout_s,
+        )
+    )
     elapsed_s = time.perf_counter() - began_s
     after = server_figures(target.base_url, target.api_key)
     return Run(
