@@ -35,14 +35,14 @@ def opened(tmp_path: Path) -> Iterator[Collections]:
         yield collections
 
 
-def upsert(collection: EmbeddedCollection, vectors: Vectors, *, first: int = 0) -> None:
-    for start in range(0, len(vectors), 500):
+def upsert(collection: EmbeddedCollection, vectors: Vectors, *, first: int = 0, at_once: int = 500) -> None:
+    for start in range(0, len(vectors), at_once):
         collection.upsert(
             [
                 Item(
                     id=f"{first + start + i:06}", vector=vector, metadata={"tenth": (first + start + i) % 10}
                 )
-                for i, vector in enumerate(vectors[start : start + 500])
+                for i, vector in enumerate(vectors[start : start + at_once])
             ],
             fingerprint="f",
         )
@@ -89,7 +89,8 @@ def test_a_big_collection_is_indexed_kept_and_found_again(tmp_path: Path) -> Non
 def test_what_was_written_since_is_merged_and_the_dead_are_left_out(opened: Collections) -> None:
     vectors, _ = clustered(6_000, seed=2, dimensions=D)
     collection = opened.create("a", fingerprint="f", dimensions=D)
-    upsert(collection, vectors[:2_000])
+    # At once: in pieces, a quick background trains on the first half, and again on four times as many.
+    upsert(collection, vectors[:2_000], at_once=2_000)
     assert opened.settle(timeout_s=60)
     first = collection.index.snapshot.ivf
     assert first is not None
