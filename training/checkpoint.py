@@ -22,7 +22,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from training.config import RunConfig, differences, sentence_of
+from training.config import CheckpointConfig, RunConfig, differences, sentence_of
 from training.errors import CheckpointError
 from training.state import TrainState, new_state
 
@@ -33,7 +33,7 @@ DESCRIPTION_FILE = "state.json"
 
 
 def save_checkpoint(directory: Path, state: TrainState, config: RunConfig) -> Path:
-    """Writes a checkpoint, then removes the oldest beyond `config.checkpoints.keep`.
+    """Writes a checkpoint, then removes those that `config.checkpoints` doesn't keep.
 
     Args:
         directory: Of all checkpoints of the run.
@@ -63,10 +63,7 @@ def save_checkpoint(directory: Path, state: TrainState, config: RunConfig) -> Pa
         }
         write_synced(temporary / TENSORS_FILE, tensors)
         write_synced(temporary / DESCRIPTION_FILE, json.dumps(description, indent=1).encode())
-        shutil.rmtree(
-            final, ignore_errors=True
-        )  # there already when a run is stopped right after a checkpoint
-        temporary.rename(final)
+        _put_in_place(temporary, final, tensors)
         sync_directory(directory)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -74,9 +71,40 @@ def save_checkpoint(directory: Path, state: TrainState, config: RunConfig) -> Pa
             f"the checkpoint of step {state.step} cannot be written to {directory} ({error.strerror}): make "
             "room or set --run_dir to another disk, then go on with --resume from the checkpoint before"
         ) from error
-    for old in checkpoints_in(directory)[config.checkpoints.keep :]:
-        shutil.rmtree(old, ignore_errors=True)
+    _remove_old(directory, config.checkpoints)
     return final
+
+
+def _put_in_place(temporary: Path, final: Path, tensors: bytes) -> None:
+    """Gives a written checkpoint its name. At no moment is there none where there was a whole one."""
+    if final.exists():
+        # The run went on from it and was stopped at once; or it was passed over, being damaged.
+        if (final / TENSORS_FILE).exists() and (final / TENSORS_FILE).read_bytes() == tensors:
+            (temporary / DESCRIPTION_FILE).replace(final / DESCRIPTION_FILE)
+            shutil.rmtree(temporary)
+            return
+        shutil.rmtree(final)
+    temporary.rename(final)
+
+
+def _remove_old(directory: Path, config: CheckpointConfig) -> None:
+    """Leaves the newest, and those that are kept for good."""
+    for old in checkpoints_in(directory)[config.keep :]:
+        if config.keep_every_steps == 0 or step_of(old) % config.keep_every_steps:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def most_on_disk(config: RunConfig) -> int:
+    """How many checkpoints a run has on disk together at most: one is written before the oldest goes."""
+    kept = config.checkpoints
+    written = -(-config.steps // kept.every_steps)
+    for_good = config.steps // kept.keep_every_steps if kept.keep_every_steps else 0
+    return min(written, kept.keep + for_good) + 1
+
+
+def step_of(path: Path) -> int:
+    """The step after which a checkpoint was written, by its name."""
+    return int(path.name.split("-")[1])
 
 
 def checkpoints_in(directory: Path) -> list[Path]:

@@ -270,6 +270,17 @@ class CheckpointConfig(Part):
     """Steps between checkpoints; also at the end and when the run is interrupted."""
     keep: Count = 2
     """Newest checkpoints that stay on disk; the one before the last survives a damaged last one."""
+    keep_every_steps: Steps = 0
+    """Checkpoints at multiples of it stay for good, to compare or go back to; 0: none but the newest."""
+
+    @model_validator(mode="after")
+    def _kept_are_written(self) -> Self:
+        if self.keep_every_steps % self.every_steps:
+            raise ValueError(
+                f"keep_every_steps is {self.keep_every_steps}, and there is a checkpoint every "
+                f"{self.every_steps} steps (every_steps): give a multiple of that"
+            )
+        return self
 
 
 class GuardConfig(Part):

@@ -214,15 +214,17 @@ def _train(state: TrainState, parts: Parts, stop: "StopRequest") -> bool:
         waited_s = time.perf_counter() - waiting_since_s
 
         values = values_at(state.step, config)
+        is_logged = (state.step + 1) % config.log_every_steps == 0 or state.step + 1 == config.steps
         metrics = train_step(
             state,
             views_of(batch, epoch, config=config, device=state.device),
             config=config,
             rank=parts.world.rank,
+            closely=is_logged,
         )
         pace.step(images=config.batch_size, waited_s=waited_s, now_s=time.perf_counter())
 
-        if parts.log and (state.step % config.log_every_steps == 0 or state.step == config.steps):
+        if parts.log and is_logged:
             parts.log.write(state.step, "step", step_line(metrics, values, pace))
         parts.screen.step(state.step, metrics, pace)
         if sickness := guard.observe(metrics):

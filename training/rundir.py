@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
 
-from training.checkpoint import checkpoints_in, sync_directory, write_synced
+from training.checkpoint import checkpoints_in, step_of, sync_directory, write_synced
 from training.config import RunConfig, sentence_of
 from training.data.addresses import Where, where
 from training.distributed import World
@@ -195,7 +195,7 @@ def _refuse_old_run(directory: RunDirectory) -> None:
     checkpoints = checkpoints_in(directory.checkpoints)
     if checkpoints:
         raise RunDirectoryError(
-            f"{path} holds a run that stopped after step {int(checkpoints[0].name.split('-')[1])}: go on "
+            f"{path} holds a run that stopped after step {step_of(checkpoints[0])}: go on "
             "with --resume, or give the new one another --run-dir"
         )
     foreign = {entry.name for entry in path.iterdir()} - {

@@ -73,8 +73,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def step_line(metrics: StepMetrics, values: StepValues, pace: "Pace") -> dict[str, Any]:
     """What the log keeps of a step."""
+    measured = {name: value for name, value in asdict(metrics).items() if name != "vitals"}
     return {
-        **asdict(metrics),
+        **measured,
+        **(asdict(metrics.vitals) if metrics.vitals else {}),
         **asdict(values),
         "images_per_s": round(pace.images_per_s, 2),
         "data_wait_share": round(pace.data_wait_share, 4),

@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from training.checkpoint import tensors_of
+from training.checkpoint import most_on_disk, tensors_of
 from training.config import RunConfig
 from training.data.canvases import Canvas, load_canvas
 from training.data.images import Images, UnreadableImage
@@ -111,7 +111,7 @@ def sizes_of(config: RunConfig, images: Images) -> Sizes:
         free_bytes=free_bytes,
         cache_bytes=len(images) * _canvas_bytes(config) if config.loading.cache != "off" else 0,
         checkpoint_bytes=measured.state_bytes,
-        checkpoints=min(config.checkpoints.keep, -(-config.steps // config.checkpoints.every_steps)) + 1,
+        checkpoints=most_on_disk(config),
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from dino_core.collapse import prototype_usage
 from dino_core.losses import (
@@ -32,6 +33,7 @@ from training.config import RunConfig
 from training.distributed import average_gradients, share_buffers
 from training.starting import backbone_parameters
 from training.state import TrainState
+from training.vitals import Vitals, distance, gradient_norms, vitals_of
 
 TEACHER_VIEWS = 2
 
@@ -59,6 +61,7 @@ class StepMetrics:
         prototype_usage: Share of the prototypes that the batch uses, from 1/K to 1.
         gradient_norm: Of all gradients, before clipping.
         is_finite: Whether the step was taken; otherwise nothing but the step's number changed.
+        vitals: More, where it was asked for.
     """
 
     loss_nats: float
@@ -67,6 +70,7 @@ class StepMetrics:
     prototype_usage: float
     gradient_norm: float
     is_finite: bool
+    vitals: Vitals | None = None
 
 
 def values_at(step: int, config: RunConfig) -> StepValues:
@@ -101,7 +105,12 @@ def values_at(step: int, config: RunConfig) -> StepValues:
 
 
 def train_step(
-    state: TrainState, parts: Iterable[Sequence[Tensor]], *, config: RunConfig, rank: int = 0
+    state: TrainState,
+    parts: Iterable[Sequence[Tensor]],
+    *,
+    config: RunConfig,
+    rank: int = 0,
+    closely: bool = False,
 ) -> StepMetrics:
     """Trains the student on one batch, then moves teacher and centre towards it.
 
@@ -115,6 +124,7 @@ def train_step(
             state's device.
         config: Of the run; the schedules are evaluated at the state's step.
         rank: Of this process, so that processes drop different paths.
+        closely: Measure `vitals` too, which changes nothing of the step.
 
     Returns:
         What was measured, averaged over the parts, of this process.
@@ -146,7 +156,9 @@ def train_step(
                 torch.stack([loss.detach(), teacher_entropy(probs_TBK), prototype_usage(probs_TBK)])
             )
 
-    gradient_norm = _finish_gradients(state, config, now, num_parts=len(measured))
+    _join_gradients(state, now, num_parts=len(measured))
+    norms_by_part = gradient_norms(state.student) if closely else None
+    gradient_norm = _clip_gradients(state, config, now)
     is_finite = bool(torch.isfinite(gradient_norm))
     if is_finite:
         state.set_rates(learning_rate=now.learning_rate, weight_decay=now.weight_decay)
@@ -169,30 +181,41 @@ def train_step(
         prototype_usage=usage,
         gradient_norm=float(gradient_norm),
         is_finite=is_finite,
+        vitals=vitals_of(distance(state.student, state.teacher), norms_by_part)
+        if norms_by_part is not None
+        else None,
     )
 
 
-def _finish_gradients(state: TrainState, config: RunConfig, now: StepValues, *, num_parts: int) -> Tensor:
-    """Averages gradients over parts and processes, clips them, and lets what is frozen rest."""
+def _join_gradients(state: TrainState, now: StepValues, *, num_parts: int) -> None:
+    """Averages gradients over parts and processes; those of a frozen backbone are dropped."""
     if now.backbone_frozen:  # before the clipping: its gradients shall not shorten those of the head
         for parameter in backbone_parameters(state.student):
             parameter.grad = None
-    parameters = [parameter for parameter in state.student.parameters() if parameter.grad is not None]
+    parameters = _with_gradients(state)
     if num_parts > 1:
         torch._foreach_div_(
             [parameter.grad for parameter in parameters if parameter.grad is not None], num_parts
         )
     average_gradients(parameters)
     share_buffers(state.student)
+
+
+def _clip_gradients(state: TrainState, config: RunConfig, now: StepValues) -> Tensor:
+    """Clips gradients, and lets prototypes that are frozen rest; gives the norm of all before."""
     clip = config.optimizer.clip
     gradient_norm = clip_gradients(
-        parameters,
+        _with_gradients(state),
         max_norm=float("inf") if clip == "none" else config.optimizer.clip_norm,
         mode="global" if clip == "none" else clip,
     )
     if now.last_layer_frozen:
         drop_last_layer_gradients(state.student)
     return gradient_norm
+
+
+def _with_gradients(state: TrainState) -> list[Parameter]:
+    return [parameter for parameter in state.student.parameters() if parameter.grad is not None]
 
 
 def _autocast(device: torch.device, config: RunConfig) -> torch.autocast:

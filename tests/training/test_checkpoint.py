@@ -9,10 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.training.conftest import MakeConfig
 from training import checkpoint
-from training.checkpoint import checkpoints_in, load_checkpoint, load_newest, save_checkpoint
+from training.checkpoint import (
+    checkpoints_in,
+    load_checkpoint,
+    load_newest,
+    most_on_disk,
+    save_checkpoint,
+    step_of,
+)
 from training.config import RunConfig
 from training.errors import CheckpointError
 from training.state import TrainState, new_state
@@ -70,6 +78,55 @@ def test_only_the_newest_are_kept(make_config: MakeConfig, tmp_path: Path) -> No
         save_checkpoint(tmp_path, state, config)
     assert [path.name for path in checkpoints_in(tmp_path)] == ["step-00000003", "step-00000002"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+def test_some_are_kept_for_good(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(steps=9, checkpoints={"keep": 1, "every_steps": 2, "keep_every_steps": 4})
+    state, most = new_state(config, device=CPU), 0
+    for step in (2, 4, 6, 8, 9):
+        state.step = step
+        save_checkpoint(tmp_path, state, config)
+        most = max(most, len(list(tmp_path.iterdir())))
+    assert [step_of(path) for path in checkpoints_in(tmp_path)] == [9, 8, 4]
+    assert most < most_on_disk(config)  # which counts the one that is being written too
+
+
+def test_what_is_kept_for_good_must_be_written_at_all(make_config: MakeConfig) -> None:
+    with pytest.raises(ValidationError, match="keep_every_steps is 3.*every 2 steps.*give a multiple"):
+        make_config(checkpoints={"every_steps": 2, "keep_every_steps": 3})
+
+
+def test_writing_the_same_state_again_leaves_no_moment_without_it(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(checkpoints={"keep": 1})
+    state = trained(config)
+    path = save_checkpoint(tmp_path, state, config)
+    removed: list[Path] = []
+    remove = shutil.rmtree
+
+    def noted(path: Path, *, ignore_errors: bool = False) -> None:
+        removed.append(path)
+        remove(path, ignore_errors=ignore_errors)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", noted)
+        assert (
+            save_checkpoint(tmp_path, state, make_config(checkpoints={"keep": 1}, log_every_steps=9)) == path
+        )
+    assert path not in removed
+    loaded, saved = load_checkpoint(path, device=CPU)
+    assert (loaded.step, saved.log_every_steps) == (2, 9)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_a_damaged_one_is_written_anew(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config()
+    state = trained(config)
+    path = save_checkpoint(tmp_path, state, config)
+    flip_a_bit(path)
+    save_checkpoint(tmp_path, state, config)
+    assert load_checkpoint(path, device=CPU)[0].step == 2
 
 
 def test_a_checkpoint_holds_no_pickle(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ def test_a_run_writes_tensorboard_files(
     run(plan, tmp_path / "runs/tiny", resume=False, console=Console(quiet=True))
     events = accumulator.EventAccumulator(str(tmp_path / "runs/tiny/tensorboard")).Reload()
     assert [event.step for event in events.Scalars("step/loss_nats")] == [1, 2, 3, 4, 5, 6]
+    for vital in ("teacher_student_distance", "gradient_norm_stem", "gradient_norm_last_layer"):
+        assert len(events.Scalars(f"step/{vital}")) == 6
     assert [event.step for event in events.Scalars("evaluation/rank_me")] == [0, 3, 6]
 
 

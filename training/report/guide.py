@@ -50,6 +50,13 @@ _ROWS = (
         "Gaps (NaN, skipped steps) or growth: lower the learning rate, or use float32.",
     ),
     (
+        "Gradient norm by part",
+        "Stem, blocks, head and last layer within a few powers of ten; the last layer also shows one while "
+        "it stands still.",
+        "One part far above the others spikes before the run does: the stem in ViTs (lower the learning "
+        "rate, or warm up longer), the last layer (let it stand still for longer).",
+    ),
+    (
         "Waiting for data",
         "Below a tenth.",
         "Above it the GPU stands still: more workers, or the cache.",

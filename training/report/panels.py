@@ -33,6 +33,15 @@ CURVES = (
     Curve(title="Share of the prototypes in use", series={"": "prototype_usage"}),
     Curve(title="Distance of teacher and student", series={"": "teacher_student_distance"}),
     Curve(title="Gradient norm, before clipping", series={"": "gradient_norm"}),
+    Curve(
+        title="Gradient norm by part, before clipping",
+        series={
+            "stem": "gradient_norm_stem",
+            "blocks": "gradient_norm_blocks",
+            "head": "gradient_norm_head",
+            "last layer": "gradient_norm_last_layer",
+        },
+    ),
     Curve(title="Learning rate", series={"": "learning_rate"}),
     Curve(title="Weight decay", series={"": "weight_decay"}),
     Curve(title="Teacher's momentum", series={"": "teacher_momentum"}),

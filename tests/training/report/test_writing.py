@@ -62,7 +62,8 @@ def test_a_run_ends_with_a_report_that_needs_nothing_else(finished: Path) -> Non
     parser = Checked()
     parser.feed(page)
     assert parser.open == []
-    for words in ("entropy", "KL", "k-NN", "RankMe", "Where the class token looks"):
+    words_in_it = ("entropy", "KL", "k-NN", "RankMe", "Where the class token looks")
+    for words in (*words_in_it, "<figcaption>Gradient norm by part", "<figcaption>Distance of teacher"):
         assert words in page, words
     pictures = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
     assert len(pictures) >= 4
