@@ -1,6 +1,7 @@
 """A run from its first step, or the one after its checkpoint, to its bundle; no mathematics here."""
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from training.data.addresses import name_of
 from training.data.images import Images, digests_of
 from training.data.loader import Batch, CanvasLoader
 from training.data.opening import open_split
-from training.distributed import World, any_of, join_world, leave_world
+from training.distributed import World, agree_on_step, any_of, join_world, leave_world
 from training.errors import ConfigError, DataError
 from training.evaluation.monitor import Monitor, make_monitor
 from training.export import export_teacher, teacher_model
@@ -99,7 +100,7 @@ def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device that was asked for; `auto` takes a GPU if there is one.
 
     Raises:
-        ConfigError: A GPU was asked for, and there is none.
+        ConfigError: A GPU was asked for, and there is none, or none for this process.
     """
     if asked == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -108,7 +109,13 @@ def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
         )
     if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    number = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun's: each process of a machine has its own GPU
+    if number >= torch.cuda.device_count():
+        raise ConfigError(
+            f"torchrun started more processes than PyTorch sees GPUs ({torch.cuda.device_count()}): lower "
+            "--nproc-per-node, or use --device cpu"
+        )
+    return torch.device("cuda", number)
 
 
 def _run_in(
@@ -121,12 +128,17 @@ def _run_in(
     as_before = not world.is_first or directory.holds_to(digests_of(images))
     state, refused = load_newest(directory.checkpoints, device=device, config=config)
     state = state or new_state(config, device=device)
+    agree_on_step(state.step, world=world, device=device)
 
     with contextlib.ExitStack() as stack:
         if world.is_first:
             stack.callback(report_at_the_end, directory.path, console)
         screen = stack.enter_context(
-            Screen(total_steps=config.steps, num_prototypes=config.head.num_prototypes, console=console)
+            Screen(
+                total_steps=config.steps,
+                num_prototypes=config.head.num_prototypes,
+                console=console if world.is_first else Console(quiet=True),
+            )
         )
         for sentence in refused:
             screen.say(f"passed over: {sentence}")

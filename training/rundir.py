@@ -1,7 +1,7 @@
 """The folder of a run: one run, one process, and a reader can tell what it was.
 
 runs/NAME/
-    config.json      every setting, resolved, and where data and bundle are
+    config.json      every setting, resolved, where data and bundle are, and which launch began the run
     data.json        how many images there were, and hashes of their names and stamps
     check.json       what was wrong with the images that were looked at before the first step
     metrics.jsonl    one line a logged step or evaluation
@@ -27,7 +27,7 @@ from pydantic import JsonValue, ValidationError
 from training.checkpoint import checkpoints_in, step_of, sync_directory, write_synced
 from training.config import RunConfig, sentence_of
 from training.data.addresses import Where, where
-from training.distributed import World
+from training.distributed import World, launch_name
 from training.errors import RunDirectoryError
 
 CONFIG_FILE = "config.json"
@@ -184,6 +184,18 @@ def read_plan(run_dir: Path) -> RunPlan:
         raise RunDirectoryError(f"{path} cannot be read: start a new run in another --run-dir") from error
 
 
+def begun_by_this_launch(run_dir: Path) -> bool:
+    """Whether the run in a folder is one that this `torchrun` began before it started its workers anew."""
+    launch = launch_name()
+    if launch is None:
+        return False
+    try:
+        saved = json.loads((run_dir / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(saved, dict) and saved.get("launch") == launch
+
+
 def _refuse_old_run(directory: RunDirectory) -> None:
     path = directory.path
     result = directory.result()
@@ -222,4 +234,5 @@ def _json_of(plan: RunPlan) -> dict[str, object]:
         "out": str(plan.out),
         "config": plan.config.model_dump(mode="json"),
         "reasons": dict(plan.reasons),
+        "launch": launch_name(),
     }

@@ -27,7 +27,7 @@ from training.data.opening import open_split
 from training.errors import ConfigError, RunDirectoryError
 from training.recipes.names import recipe_named
 from training.recipes.size import Recipe, Resolved, RunSize
-from training.rundir import RunPlan, read_plan
+from training.rundir import RunPlan, begun_by_this_launch, read_plan
 from training.sizing import fitting_batch
 from training.starting import Start, described
 
@@ -80,7 +80,8 @@ class RunSettings(BaseSettings, RunConfig):
     run_dir: Path
     """Where configuration, log and checkpoints go; runs/ and the name of the bundle if not given."""
     resume: bool = False
-    """Go on with the run in the run directory, from its newest checkpoint."""
+    """Go on with the run in the run directory, from its newest checkpoint; workers that torchrun starts anew
+    do so by themselves."""
     measure_colours: bool = False
     """Take the mean and the spread of each channel from 256 of the images, in place of the recipe's. Always
     so for images that are no RGB pictures."""
@@ -194,7 +195,9 @@ class _BaseSource(PydanticBaseSettingsSource):
         """Resolves paths, then the settings of the run."""
         given = self.current_state
         if TypeAdapter(bool).validate_python(given.get("resume", False)):
-            return _saved_settings(given)
+            return _saved_settings(_run_dir(given))
+        if (run_dir := _run_dir(given)) and begun_by_this_launch(run_dir):
+            return {**_saved_settings(run_dir), "resume": True}
         if "data" not in given:
             raise ConfigError("which images? Give a folder: dino-train run --data DIR")
         data = where(given["data"])
@@ -286,14 +289,16 @@ def _over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _saved_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+def _run_dir(given: Mapping[str, Any]) -> Path | None:
     if "run_dir" in given:
-        run_dir = Path(given["run_dir"])
-    elif "out" in given:
-        run_dir = Path("runs") / Path(given["out"]).name
-    elif "data" in given:
-        run_dir = Path("runs") / name_of(where(given["data"]))
-    else:
+        return Path(given["run_dir"])
+    if "out" in given:
+        return Path("runs") / Path(given["out"]).name
+    return Path("runs") / name_of(where(given["data"])) if "data" in given else None
+
+
+def _saved_settings(run_dir: Path | None) -> dict[str, Any]:
+    if run_dir is None:
         raise RunDirectoryError("which run? Give its folder: dino-train run --resume --run-dir runs/NAME")
     plan = read_plan(run_dir)
     saved = {"data": plan.data, "val_data": plan.val_data, "out": plan.out, "run_dir": run_dir}

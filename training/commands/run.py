@@ -8,7 +8,7 @@ from rich.console import Console
 
 from training.commands.recipes import print_reasons
 from training.data.opening import open_split
-from training.distributed import World
+from training.distributed import World, is_first_process
 from training.errors import ConfigError
 from training.loop import choose_device, run
 from training.report.preview import preview_of
@@ -34,7 +34,7 @@ def run_command(settings: RunSettings) -> int:
             Console().print(str(path), markup=False, highlight=False, soft_wrap=True)
         return 0
     console = Console(stderr=True)
-    if not settings.resume:
+    if not settings.resume and is_first_process():
         print_reasons(plan.reasons, console)
     bundle = run(plan, settings.run_dir, resume=settings.resume, console=console)
     return 0 if bundle is not None else 130
