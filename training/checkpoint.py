@@ -5,6 +5,8 @@
         state.json          format, step, settings of the run, SHA-256 of the tensors
 
 A checkpoint appears under its name only when all of it is on the disk, so a crash leaves the one before it.
+After a run has gone back to an earlier state (training.healing) names end in -rollback-1, -rollback-2, …, and
+those of a later one are newer, whatever their step.
 """
 
 import contextlib
@@ -13,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from torch import Tensor
 
 from training.config import CheckpointConfig, RunConfig, differences, sentence_of
 from training.errors import CheckpointError
-from training.state import TrainState, new_state
+from training.state import Rollback, TrainState, new_state
 
 FORMAT = "dinoserve-checkpoint"
 FORMAT_VERSION = 1
@@ -46,7 +49,7 @@ def save_checkpoint(directory: Path, state: TrainState, config: RunConfig) -> Pa
     Raises:
         CheckpointError: It cannot be written, as on a full disk; checkpoints that were there stay.
     """
-    final = directory / f"step-{state.step:08d}"
+    final = directory / _name_of(state)
     temporary = directory / f".{final.name}.partial"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -58,6 +61,7 @@ def save_checkpoint(directory: Path, state: TrainState, config: RunConfig) -> Pa
             "format_version": FORMAT_VERSION,
             "step": state.step,
             "nonfinite_in_a_row": state.nonfinite_in_a_row,
+            "rollbacks": [asdict(one) for one in state.rollbacks],
             "sha256": hashlib.sha256(tensors).hexdigest(),
             "config": config.model_dump(mode="json"),
         }
@@ -71,8 +75,13 @@ def save_checkpoint(directory: Path, state: TrainState, config: RunConfig) -> Pa
             f"the checkpoint of step {state.step} cannot be written to {directory} ({error.strerror}): make "
             "room or set --run_dir to another disk, then go on with --resume from the checkpoint before"
         ) from error
-    _remove_old(directory, config.checkpoints)
+    _remove_old(directory, state, config.checkpoints)
     return final
+
+
+def _name_of(state: TrainState) -> str:
+    ending = f"-rollback-{len(state.rollbacks)}" if state.rollbacks else ""
+    return f"step-{state.step:08d}{ending}"
 
 
 def _put_in_place(temporary: Path, final: Path, tensors: bytes) -> None:
@@ -87,11 +96,26 @@ def _put_in_place(temporary: Path, final: Path, tensors: bytes) -> None:
     temporary.rename(final)
 
 
-def _remove_old(directory: Path, config: CheckpointConfig) -> None:
-    """Leaves the newest, and those that are kept for good."""
-    for old in checkpoints_in(directory)[config.keep :]:
-        if config.keep_every_steps == 0 or step_of(old) % config.keep_every_steps:
-            shutil.rmtree(old, ignore_errors=True)
+def _remove_old(directory: Path, state: TrainState, config: CheckpointConfig) -> None:
+    """Leaves the newest, and those that are kept for good; never one that the run has gone back behind.
+
+    One that a stop wrote between two others goes with the next: it shall not take the place of one that a
+    run which was never stopped would have, and could go back to.
+    """
+    given_up = [path for path in checkpoints_in(directory) if _is_given_up(path, state)]
+    found = [path for path in checkpoints_in(directory) if path not in given_up]
+    regular = [path for path in found if step_of(path) % config.every_steps == 0]
+    for_good = [
+        path for path in regular if config.keep_every_steps and step_of(path) % config.keep_every_steps == 0
+    ]
+    for old in {*given_up, *found[1:]} - {*regular[: config.keep], *for_good}:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_given_up(path: Path, state: TrainState) -> bool:
+    """Whether a rollback that came after a checkpoint led to a step before it, or to the same state."""
+    later = state.rollbacks[_rollbacks_of(path) :]
+    return any(step_of(path) >= rollback.to_step for rollback in later)
 
 
 def most_on_disk(config: RunConfig) -> int:
@@ -107,9 +131,14 @@ def step_of(path: Path) -> int:
     return int(path.name.split("-")[1])
 
 
+def _rollbacks_of(path: Path) -> int:
+    return int(path.name.split("-")[3]) if "-rollback-" in path.name else 0
+
+
 def checkpoints_in(directory: Path) -> list[Path]:
     """Folders of complete checkpoints, newest first."""
-    return sorted(directory.glob("step-????????"), reverse=True)
+    found = [*directory.glob("step-????????"), *directory.glob("step-????????-rollback-*")]
+    return sorted(found, key=lambda path: (_rollbacks_of(path), step_of(path)), reverse=True)
 
 
 def load_checkpoint(
@@ -128,6 +157,38 @@ def load_checkpoint(
     Raises:
         CheckpointError: It is missing, half-written, damaged, of another program, or of other networks.
     """
+    description, saved, tensors_file = _read(path)
+    if config is not None:
+        _refuse_other_networks(path, saved, config)
+    # Its own weights are in the checkpoint; those that it began with need not be there any more.
+    own = saved.model_copy(update={"backbone": saved.backbone.model_copy(update={"weights": None})})
+    state = new_state(own, device=device)
+    with _foreign_tensors_refused(path):
+        restore(state, safetensors.torch.load(tensors_file))
+    state.step = int(description["step"])
+    state.nonfinite_in_a_row = int(description["nonfinite_in_a_row"])
+    state.rollbacks = tuple(Rollback(**one) for one in description.get("rollbacks", []))
+    return state, saved
+
+
+def healthy_tensors(path: Path, config: RunConfig) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of the same run, on the CPU.
+
+    Raises:
+        CheckpointError: As of `load_checkpoint`; or a tensor holds NaN or infinity.
+    """
+    _, saved, tensors_file = _read(path)
+    _refuse_other_networks(path, saved, config)
+    with _foreign_tensors_refused(path):
+        tensors = safetensors.torch.load(tensors_file)
+    sick = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if sick:
+        raise CheckpointError(f"{path} has NaN or infinity in {sick[0]}")
+    return tensors
+
+
+def _read(path: Path) -> tuple[dict[str, Any], RunConfig, bytes]:
+    """The description of a checkpoint, its settings, and its tensors, which are as they were written."""
     description = _description_of(path)
     try:
         tensors_file = (path / TENSORS_FILE).read_bytes()
@@ -145,16 +206,7 @@ def load_checkpoint(
         raise CheckpointError(
             f"{path} has settings that this version refuses: {sentence_of(error)}"
         ) from error
-    if config is not None:
-        _refuse_other_networks(path, saved, config)
-    # Its own weights are in the checkpoint; those that it began with need not be there any more.
-    own = saved.model_copy(update={"backbone": saved.backbone.model_copy(update={"weights": None})})
-    state = new_state(own, device=device)
-    with _foreign_tensors_refused(path):
-        _restore(state, safetensors.torch.load(tensors_file))
-    state.step = int(description["step"])
-    state.nonfinite_in_a_row = int(description["nonfinite_in_a_row"])
-    return state, saved
+    return description, saved, tensors_file
 
 
 def load_newest(
@@ -208,8 +260,9 @@ def tensors_of(state: TrainState) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
-def _restore(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    """Fills a fresh state; a tensor too many or too few is an error."""
+def restore(state: TrainState, tensors: dict[str, Tensor]) -> None:
+    """Fills a state of the same networks, in place; a tensor too many or too few is an error."""
+    state.optimizer.state.clear()
     state.center_K.copy_(tensors.pop("center"))
     for role, network in (("student", state.student), ("teacher", state.teacher)):
         names = [name for name in tensors if name.startswith(f"{role}.")]

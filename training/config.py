@@ -289,7 +289,12 @@ class GuardConfig(Part):
     patience_steps: Count = 1000
     """Steps in which a sickness must last before it is named."""
     max_nonfinite_steps: Count = 20
-    """Steps with NaN or infinite gradients in a row (each is skipped) before the run stops."""
+    """Steps with NaN or infinite gradients in a row (each is skipped) before the run goes back to the
+    newest checkpoint from before them; after `max_rollbacks` of that, before it stops."""
+    max_rollbacks: Annotated[int, Field(ge=0)] = 2
+    """How often a run may go back for such gradients; 0 lets it stop at once."""
+    rollback_lr_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """What learning rates are multiplied by when a run has gone back; images go on from where they were."""
     stop: bool = True
     """Stop a run that has collapsed, instead of warning only."""
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,7 @@ from training.errors import ConfigError, DataError
 from training.evaluation.monitor import Monitor, make_monitor
 from training.export import export_teacher, teacher_model
 from training.guard import Guard, Sickness
+from training.healing import go_back, with_lower_rates, words_of
 from training.loading import findings, open_loader
 from training.machine import keep_freed_memory
 from training.report.gallery import Gallery
@@ -41,8 +42,9 @@ from training.rundir import (
 )
 from training.runlog import MetricsLog, Pace, Screen, step_line
 from training.state import TrainState, new_state
-from training.step import train_step, values_at
+from training.step import StepMetrics, train_step, values_at
 from training.trackers import open_trackers
+from training.vitals import sick_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +174,7 @@ def _run_in(
             log = stack.enter_context(
                 MetricsLog(directory.metrics, keep_to_step=state.step, trackers=trackers)
             )
+            tell_rollbacks(state, log)
         parts = Parts(
             config=config,
             directory=directory,
@@ -215,11 +218,11 @@ def _run_in(
 def _train(state: TrainState, parts: Parts, stop: "StopRequest") -> bool:
     """Steps, measurements and checkpoints, until the end or a request to stop; says which it was."""
     config = parts.config
-    guard, pace = Guard(config.guard, config.head.num_prototypes), Pace()
+    guard, pace = guard_of(state, config), Pace()
     saved_step = -1
     if state.step == 0:
         _evaluate(state, parts)
-    batches = _batches_from(state.step, parts)
+    config, batches = with_lower_rates(config, state.rollbacks), _batches_from(state.next_batch, parts)
     while state.step < config.steps and not any_of(stop.requested, world=parts.world, device=state.device):
         waiting_since_s = time.perf_counter()
         epoch, batch = next(batches)
@@ -232,7 +235,7 @@ def _train(state: TrainState, parts: Parts, stop: "StopRequest") -> bool:
             views_of(batch, epoch, config=config, device=state.device),
             config=config,
             rank=parts.world.rank,
-            closely=is_logged,
+            closely=is_logged or state.nonfinite_in_a_row > 0,
         )
         pace.step(images=config.batch_size, waited_s=waited_s, now_s=time.perf_counter())
 
@@ -240,11 +243,20 @@ def _train(state: TrainState, parts: Parts, stop: "StopRequest") -> bool:
             parts.log.write(state.step, "step", step_line(metrics, values, pace))
         parts.screen.step(state.step, metrics, pace)
         if sickness := guard.observe(metrics):
-            _face(sickness, state, parts)
+            _face(sickness, metrics, state, parts)
+            if sickness is Sickness.NOT_FINITE:
+                saved_step = _go_back(state, parts)
+                guard, config = guard_of(state, config), with_lower_rates(parts.config, state.rollbacks)
+                batches.close()
+                batches = _batches_from(state.next_batch, parts)
+                pace.pause()
+                continue
         if state.step % config.evaluation.every_steps == 0 or state.step == config.steps:
             _evaluate(state, parts)
             pace.pause()
-        if state.step % config.checkpoints.every_steps == 0 or state.step == config.steps:
+        # While steps are skipped there is nothing new to save, and healthy checkpoints to lose.
+        due = state.step % config.checkpoints.every_steps == 0 and not state.nonfinite_in_a_row
+        if due or state.step == config.steps:
             _save(state, parts)
             saved_step = state.step
             pace.pause()
@@ -253,9 +265,9 @@ def _train(state: TrainState, parts: Parts, stop: "StopRequest") -> bool:
     return state.step >= config.steps
 
 
-def _batches_from(step: int, parts: Parts) -> Iterator[tuple[int, Batch]]:
-    """Every batch from a step on, with its epoch; the order is a function of the step."""
-    epoch, start_batch = divmod(step, parts.loader.batches_per_epoch)
+def _batches_from(first: int, parts: Parts) -> Generator[tuple[int, Batch]]:
+    """Every batch from one on, with its epoch; the order is a function of its number."""
+    epoch, start_batch = divmod(first, parts.loader.batches_per_epoch)
     while True:
         for batch in parts.loader.batches(
             epoch, start_batch=start_batch, rank=parts.world.rank, world_size=parts.world.size
@@ -308,12 +320,52 @@ def _save(state: TrainState, parts: Parts) -> None:
         save_checkpoint(parts.directory.checkpoints, state, parts.config)
 
 
-def _face(sickness: Sickness, state: TrainState, parts: Parts) -> None:
+def _face(sickness: Sickness, metrics: StepMetrics, state: TrainState, parts: Parts) -> None:
     """Says what a run suffers from, and stops it if that is wished or there is nothing else to do."""
-    sentence = f"step {state.step}: {sickness.value}"
-    if sickness is Sickness.NOT_FINITE or parts.config.guard.stop:
+    guard, sentence = parts.config.guard, sickness.value
+    if sickness is Sickness.NOT_FINITE:
+        if metrics.vitals is not None:
+            sentence = f"in {sick_parts(metrics.vitals)}, {sentence}"
+        if len(state.rollbacks) < guard.max_rollbacks:
+            parts.screen.say(f"step {state.step}: {sentence}")
+            return
+        if state.rollbacks:
+            sentence = f"{sentence}; going back {len(state.rollbacks)} times did not help"
+    if parts.log is not None:
+        parts.log.tell_once(state.step, "sickness", sentence)
+    sentence = f"step {state.step}: {sentence}"
+    if sickness is Sickness.NOT_FINITE or guard.stop:
         raise CollapseError(f"{sentence}. Checkpoints are in {parts.directory.checkpoints}")
     parts.screen.say(sentence)
+
+
+def _go_back(state: TrainState, parts: Parts) -> int:
+    """Takes a run back to before its gradients were sick, and says so; gives the step."""
+    rollback = go_back(state, parts.directory.checkpoints, parts.config)
+    any_of(False, world=parts.world, device=state.device)  # everyone has read before the first writes
+    if parts.log is not None:
+        parts.directory.keep_given_up(len(state.rollbacks), after_step=rollback.to_step)
+    _save(state, parts)
+    if parts.log is not None:
+        parts.log.go_back(rollback.to_step)
+        tell_rollbacks(state, parts.log)
+    if parts.gallery is not None:
+        parts.gallery.go_back(rollback.to_step)
+    parts.screen.say(f"step {rollback.from_step}: {words_of(rollback)}")
+    return state.step
+
+
+def tell_rollbacks(state: TrainState, log: MetricsLog) -> None:
+    """Holds the log to what the state knows: what one says of a rollback may be lost with a kill."""
+    for rollback in state.rollbacks:
+        log.tell_once(rollback.to_step, "rollback", words_of(rollback))
+
+
+def guard_of(state: TrainState, config: RunConfig) -> Guard:
+    """A guard that knows what the state does."""
+    sick_steps = state.nonfinite_in_a_row
+    sickness = Sickness.NOT_FINITE if sick_steps else None
+    return Guard(config.guard, config.head.num_prototypes, sickness=sickness, lasted_steps=sick_steps)
 
 
 def _report_skipped(skipped: dict[str, str], parts: Parts) -> None:

@@ -5,6 +5,7 @@ runs/NAME/
     data.json        how many images there were, and hashes of their names and stamps
     check.json       what was wrong with the images that were looked at before the first step
     metrics.jsonl    one line a logged step or evaluation
+    rolled-back-N.jsonl  lines of the steps that the Nth rollback gave up (training.healing)
     checkpoints/     see training.checkpoint
     skipped.json     files that could not be read, with the reason
     preview.png      what the networks see of a few images
@@ -29,6 +30,7 @@ from training.config import RunConfig, sentence_of
 from training.data.addresses import Where, where
 from training.distributed import World, launch_name
 from training.errors import RunDirectoryError
+from training.runlog import read_metrics, write_lines
 
 CONFIG_FILE = "config.json"
 CHECK_FILE = "check.json"
@@ -103,6 +105,11 @@ class RunDirectory:
                 "put it back as it was, or start a new run in another --run-dir"
             )
         return bool(before["stamps"] == data["stamps"])
+
+    def keep_given_up(self, rollback: int, *, after_step: int) -> None:
+        """Keeps the lines of the log that a rollback, counted from 1, is about to take away, to look at."""
+        given_up = [line for line in read_metrics(self.metrics) if line["step"] > after_step]
+        write_lines(self.path / f"rolled-back-{rollback}.jsonl", given_up)
 
     def write(self, name: str, value: Mapping[str, object]) -> None:
         """Writes a JSON file, all or nothing."""

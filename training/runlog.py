@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,12 +33,8 @@ class MetricsLog:
             keep_to_step: The step that the run goes on from.
             trackers: Which get the numbers of each line too.
         """
-        self._trackers = trackers
-        kept = [line for line in read_metrics(path) if line["step"] <= keep_to_step]
-        temporary = path.with_name(f".{path.name}.partial")
-        temporary.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
-        os.replace(temporary, path)
-        self._file = path.open("a", buffering=1)
+        self._trackers, self._path = trackers, path
+        self._file = self._kept(keep_to_step)
 
     def __enter__(self) -> Self:
         return self
@@ -56,6 +53,32 @@ class MetricsLog:
         self._file.write(json.dumps({"step": step, "kind": kind, **plain}) + "\n")
         for tracker in self._trackers:
             tracker.write(step, numbers_in(kind, plain))
+
+    def go_back(self, step: int) -> None:
+        """Forgets what came after a step; trackers that can do so too."""
+        self._file.close()
+        self._file = self._kept(step)
+        for tracker in self._trackers:
+            tracker.go_back(step)
+
+    def tell_once(self, step: int, event: str, words: str) -> None:
+        """Adds an event, unless the log has it: a run that was killed in the middle may not know."""
+        told = [(line.get("event"), line["step"], line.get("words")) for line in read_metrics(self._path)]
+        if (event, step, words) not in told:
+            self.write(step, "event", {"event": event, "words": words})
+
+    def _kept(self, to_step: int) -> TextIOWrapper:
+        """The file, open for more, without what came after a step."""
+        kept = [line for line in read_metrics(self._path) if line["step"] <= to_step]
+        write_lines(self._path, kept)
+        return self._path.open("a", buffering=1)
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Writes JSON objects, one a line, all or nothing."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    os.replace(temporary, path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

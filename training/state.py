@@ -20,6 +20,23 @@ from training.config import OptimizerConfig, RunConfig
 from training.starting import take_weights
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """A return to an earlier state (training.healing).
+
+    Attributes:
+        sick_from: The last step before gradients stopped being finite.
+        from_step: The step at which the run gave up.
+        to_step: The step of the state that it went back to; images go on from where they were.
+        lr_factor: What learning rates are multiplied by from there on.
+    """
+
+    sick_from: int
+    from_step: int
+    to_step: int
+    lr_factor: float
+
+
 @dataclass(kw_only=True)
 class TrainState:
     """What a step changes, and a checkpoint keeps.
@@ -32,6 +49,7 @@ class TrainState:
         center_K: Running mean of the teacher's outputs, float32.
         step: Steps taken, skipped ones included.
         nonfinite_in_a_row: Steps skipped since the last good one.
+        rollbacks: Every return to an earlier state, in order.
     """
 
     student: ProjectedNetwork
@@ -40,6 +58,12 @@ class TrainState:
     center_K: Tensor
     step: int = 0
     nonfinite_in_a_row: int = 0
+    rollbacks: tuple[Rollback, ...] = ()
+
+    @property
+    def next_batch(self) -> int:
+        """Which batch comes next, counted from the first of the first epoch; none is given twice."""
+        return self.step + sum(one.from_step - one.to_step for one in self.rollbacks)
 
     @property
     def device(self) -> torch.device:

@@ -26,6 +26,10 @@ class Tracker(Protocol):
         """Takes in the numbers of a step; names are `kind/name`, such as `step/loss_nats`."""
         ...
 
+    def go_back(self, step: int) -> None:
+        """Forgets what came after a step, which is done again; nothing where a tracker can't."""
+        ...
+
     def close(self) -> None:
         """Sends what is left."""
         ...
@@ -82,18 +86,26 @@ def numbers_in(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
 
 class _TensorBoard:
     def __init__(self, folder: Path, *, from_step: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  it may be missing
-
-        # Whatever an earlier process wrote from there on is not shown any more.
-        self._writer: Any = SummaryWriter(str(folder), purge_step=from_step + 1)
+        self._folder = folder
+        self._writer: Any = self._opened(from_step)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, number in numbers.items():
             self._writer.add_scalar(name, number, step)
         self._writer.flush()  # a killed process has lost nothing that its checkpoint has
 
+    def go_back(self, step: int) -> None:
+        self._writer.close()
+        self._writer = self._opened(step)
+
     def close(self) -> None:
         self._writer.close()
+
+    def _opened(self, from_step: int) -> Any:  # noqa: ANN401  a class that ships no types
+        from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  it may be missing
+
+        # Whatever was written from there on before is not shown any more.
+        return SummaryWriter(str(self._folder), purge_step=from_step + 1)
 
 
 class _WandB:
@@ -116,6 +128,9 @@ class _WandB:
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(dict(numbers), step=step)
+
+    def go_back(self, step: int) -> None:
+        """W&B passes over steps below its last one, so the curves go on where the run was."""
 
     def close(self) -> None:
         self._run.finish()
@@ -141,6 +156,9 @@ class _MLflow:
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, number in numbers.items():
             self._client.log_metric(self.identifier, name, number, step=step)
+
+    def go_back(self, step: int) -> None:
+        """MLflow keeps both values of a step."""
 
     def close(self) -> None:
         self._client.set_terminated(self.identifier)

@@ -1,5 +1,6 @@
 """How far the student is from its teacher, and where in it the gradients are: measured at logged steps."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,17 @@ class Vitals:
     gradient_norm_blocks: float
     gradient_norm_head: float
     gradient_norm_last_layer: float
+
+
+def sick_parts(vitals: Vitals) -> str:
+    """Where gradients are NaN or infinite, in words; nothing where none is."""
+    norms = {
+        "the stem": vitals.gradient_norm_stem,
+        "the blocks": vitals.gradient_norm_blocks,
+        "the head": vitals.gradient_norm_head,
+        "the last layer": vitals.gradient_norm_last_layer,
+    }
+    return ", ".join(name for name, norm in norms.items() if not math.isfinite(norm))
 
 
 @torch.no_grad()

@@ -62,8 +62,12 @@ class Gallery:
         self._bank_NCHW = monitor.bank_NCHW[:MOST_BANK]
         self._bank_labels_N = monitor.bank_labels_N[:MOST_BANK]
         self._queries = monitor.queries
-        for path in hung_in(folder):
-            if step_of(path) > from_step:
+        self.go_back(from_step)
+
+    def go_back(self, step: int) -> None:
+        """Forgets what came after a step."""
+        for path in hung_in(self._folder):
+            if step_of(path) > step:
                 shutil.rmtree(path)
 
     def hang(self, step: int, model: EmbeddingModel) -> None:
