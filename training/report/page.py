@@ -15,9 +15,9 @@ section,.verdict{background:#fff;border:1px solid #d0d7de;border-radius:8px;padd
 .verdict b::first-letter{text-transform:uppercase}
 .healthy{border-left-color:#1a7f37}
 .healthy b{color:#1a7f37}
-.collapsed{border-left-color:#cf222e}
-.collapsed b{color:#cf222e}
-.unfinished b{color:#9a6700}
+.sick{border-left-color:#cf222e}
+.sick b{color:#cf222e}
+.unfinished b,.doubtful b{color:#9a6700}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr));gap:18px 16px}
 figure{margin:0;min-width:0}
 figcaption{font-weight:600;font-size:15px}

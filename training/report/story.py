@@ -4,6 +4,7 @@ Whatever is missing (an unfinished run, one of another version) is left out: thi
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,20 @@ from statistics import median
 from typing import Any, Literal
 
 from training.errors import RunDirectoryError
+from training.evaluation.intervals import wilson_interval
 from training.guard import LEAST_INFORMATION_NATS, information_nats
 from training.rundir import CONFIG_FILE, RESULT_FILE
 from training.runlog import read_metrics
 
-State = Literal["healthy", "collapsed", "unfinished"]
+State = Literal["healthy", "doubtful", "sick", "unfinished"]
 
 _LAST_LINES = 5  # a single step proves nothing
+WHERE_TO_LOOK = (
+    "It did not collapse, and nothing proves that it got better. Look at the nearest images below: are they "
+    "alike in what matters to you? At the augmented views: is it still to be seen in them? At the k-NN "
+    "curve: does it still rise (train for more --steps), or has it fallen since (lower --optimizer.peak-lr)? "
+    "A labelled --val-data, or more of it, measures what this run could not."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,20 +157,25 @@ def _verdict(
     *,
     result: Mapping[str, Any] | None,
 ) -> Verdict:
+    """Sick where the guard spoke or the end shows collapse; healthy where the run is known to have helped."""
     sentences: list[str] = []
     total, last = config.get("steps"), steps[-1]["step"] if steps else 0
-    state: State = "healthy" if result is not None else "unfinished"
     prototypes = int(_part(config, "head").get("num_prototypes", 0))
     found = [_information_in(line, prototypes) for line in steps[-_LAST_LINES:]]
     known = [nats for nats in found if nats is not None]
-    sick = [str(line.get("words", "")) for line in told if line.get("event") == "sickness"]
-    if known and len(steps) >= _LAST_LINES and median(known) <= LEAST_INFORMATION_NATS:
-        state = "collapsed"
+    said = [str(line.get("words", "")) for line in told if line.get("event") == "sickness"]
+    has_collapsed = len(known) >= _LAST_LINES and median(known) <= LEAST_INFORMATION_NATS
+    if has_collapsed:
         sentences.append(
             "The teacher gives every image the same answer: its embeddings are worthless, whatever the loss "
             "says."
         )
-    sentences += [f"The guard said: {words}" for words in sick[-1:]]
+    sentences += [f"The guard said: {words}." for words in said[-1:]]
+    if went_back := sum(line.get("event") == "rollback" for line in told):
+        sentences.append(
+            f"Gradients were NaN or infinite, and the run went back {went_back} times and on with smaller "
+            "learning rates; a lower --optimizer.peak-lr would have spared it that."
+        )
     if result is None:
         sentences.append(
             f"The run has come to step {last:,} of {total:,}; it goes on with dino-train run --resume."
@@ -171,29 +184,67 @@ def _verdict(
         )
     else:
         sentences.append(f"All {last:,} steps were taken, and the teacher is written as a bundle.")
-    return Verdict(state=state, sentences=(*sentences, *_gain(evaluations)))
+    has_helped, gained = _gain(evaluations)
+    sentences += gained
+    state: State = "healthy" if has_helped else "doubtful"
+    if said or has_collapsed:
+        state = "sick"
+    elif result is None:
+        state = "unfinished"
+    elif not has_helped:
+        sentences.append(WHERE_TO_LOOK)
+    return Verdict(state=state, sentences=tuple(sentences))
 
 
-def _gain(evaluations: list[dict[str, Any]]) -> list[str]:
-    """k-NN now against the untrained network, or the rank where there are no classes."""
+def _gain(evaluations: list[dict[str, Any]]) -> tuple[bool, list[str]]:
+    """Whether k-NN is above that of before the training by more than its interval; and that in words."""
     measured = [line for line in evaluations if isinstance(line.get("knn_percent"), int | float)]
-    if measured:
-        last = measured[-1]
-        on = "held-out images" if last.get("knn_kind") == "val" else "images of the training folder"
-        sentence = f"k-NN on {on}: {last['knn_percent']:.1f} % at step {last['step']:,}"
-        if measured[0]["step"] == 0 and len(measured) > 1:
-            before = measured[0]["knn_percent"]
-            gained = last["knn_percent"] - before
-            meaning = "the training has helped" if gained > 0 else "the training has not helped (yet)"
-            sentence += f", untrained {before:.1f} %: {gained:+.1f} points, {meaning}"
-        return [f"{sentence}."]
+    if not measured:
+        return False, [_about_rank(evaluations)]
+    first, last = measured[0], measured[-1]
+    on = "held-out images" if last.get("knn_kind") == "val" else "images of the training folder"
+    sentence = f"k-NN on {on}: {last['knn_percent']:.1f} % at step {last['step']:,}"
+    if first["step"] != 0 or last is first:
+        return False, [f"{sentence}; there is no second measurement to hold it to."]
+    gained = last["knn_percent"] - first["knn_percent"]
+    sentence += f", {first['knn_percent']:.1f} % before the training: {gained:+.1f} points"
+    queries = last.get("knn_queries")
+    if not isinstance(queries, int) or queries < 1 or queries != first.get("knn_queries"):
+        return False, [f"{sentence}, of queries that the log does not count."]
+    low, high = difference_interval(first["knn_percent"] / 100, last["knn_percent"] / 100, queries)
+    sentence += f" ({100 * low:+.1f} to {100 * high:+.1f} with {queries:,} queries)"
+    if low > 0:
+        return True, [f"{sentence}: the training has helped."]
+    meaning = (
+        "the training has done harm" if high < 0 else "so far nothing shows that the training has helped"
+    )
+    return False, [f"{sentence}: {meaning}."]
+
+
+def difference_interval(before: float, after: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of after - before, two shares of as many queries, by Newcombe's tenth method (1998).
+
+    The queries are the same, so the true one is narrower; how they pair up is not in the log.
+    """
+    (before_low, before_high), (after_low, after_high) = (
+        wilson_interval(share, count) for share in (before, after)
+    )
+    gained = after - before
+    return (
+        gained - math.hypot(after - after_low, before_high - before),
+        gained + math.hypot(after_high - after, before - before_low),
+    )
+
+
+def _about_rank(evaluations: list[dict[str, Any]]) -> str:
+    """What there is to say where there are no classes."""
     ranks = [line for line in evaluations if isinstance(line.get("rank_me"), int | float)]
     if not ranks:
-        return ["Nothing was measured yet."]
-    return [
+        return "Nothing was measured yet."
+    return (
         f"There are no classes to measure accuracy with; the embeddings use {ranks[-1]['rank_me']:.1f} "
-        f"effective dimensions (untrained {ranks[0]['rank_me']:.1f})."
-    ]
+        f"effective dimensions (before the training {ranks[0]['rank_me']:.1f})."
+    )
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
