@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from training.errors import RunDirectoryError
@@ -162,25 +162,9 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     message = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(message)
     message /= distributed.get_world_size()
-    _unpack(message, gradients)
-
-
-@torch.no_grad()
-def share_buffers(network: nn.Module) -> None:
-    """Gives every process the buffers of the first, so that BatchNorm statistics stay one."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
-    if buffers:
-        message = torch.cat([buffer.flatten() for buffer in buffers])
-        distributed.broadcast(message, src=0)
-        _unpack(message, buffers)
-
-
-def _unpack(message: Tensor, tensors: list[Tensor]) -> None:
-    parts = torch.split(message, [tensor.numel() for tensor in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.copy_(part.view(tensor.shape))
+    parts = torch.split(message, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view(gradient.shape))
 
 
 def any_of(asked: bool, *, world: World, device: torch.device) -> bool:

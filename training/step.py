@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from dino_core.batchnorm import SharedBatchNorm
 from dino_core.collapse import prototype_usage
 from dino_core.losses import (
     all_reduced,
@@ -30,7 +31,7 @@ from dino_core.products import FastProducts
 from dino_core.schedules import cosine, linear_warmup, warmup_cosine
 from dino_core.teacher import batch_statistics, update_teacher
 from training.config import RunConfig
-from training.distributed import average_gradients, share_buffers
+from training.distributed import average_gradients
 from training.starting import backbone_parameters
 from training.state import TrainState
 from training.vitals import Vitals, distance, gradient_norms, vitals_of
@@ -137,7 +138,8 @@ def train_step(
 
     frozen = config.backbone.norm_statistics == "frozen"
     by_batch = state.teacher.head if frozen else state.teacher
-    with FastProducts(), torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
+    gpus = [state.device] if state.device.type == "cuda" else []
+    with FastProducts(), SharedBatchNorm(), torch.random.fork_rng(devices=gpus):
         torch.manual_seed(_seed_of(config.seed, state.step, rank))  # drop path has no generator of its own
         for views in parts:
             with _autocast(state.device, config), torch.no_grad(), batch_statistics(by_batch):
@@ -198,7 +200,6 @@ def _join_gradients(state: TrainState, now: StepValues, *, num_parts: int) -> No
             [parameter.grad for parameter in parameters if parameter.grad is not None], num_parts
         )
     average_gradients(parameters)
-    share_buffers(state.student)
 
 
 def _clip_gradients(state: TrainState, config: RunConfig, now: StepValues) -> Tensor:
