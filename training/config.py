@@ -295,8 +295,10 @@ class GuardConfig(Part):
     """How often a run may go back for such gradients; 0 lets it stop at once."""
     rollback_lr_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
     """What learning rates are multiplied by when a run has gone back; images go on from where they were."""
+    max_data_wait_s: Positive = 600.0
+    """Seconds without images, as from a disk that hangs, before the run ends; after a tenth it says so."""
     stop: bool = True
-    """Stop a run that has collapsed, instead of warning only."""
+    """Stop a run that has collapsed or whose images are all alike, instead of warning only."""
 
 
 class RunConfig(Part):

@@ -5,6 +5,7 @@
     ├── RunDirectoryError     the run directory is taken, in use or finished
     ├── CheckpointError       a checkpoint is half-written, damaged, foreign or cannot be written
     └── DataError             the folder has nothing to learn from
+        └── NoImagesCome      the disk or the network gives no images any more
 
 The command line prints the sentence and leaves with status 2; nothing else of the trainer catches them.
 """
@@ -28,3 +29,7 @@ class CheckpointError(TrainingError):
 
 class DataError(TrainingError):
     """The folder has nothing to learn from."""
+
+
+class NoImagesCome(DataError):
+    """The disk or the network gives no images any more."""

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+from torch import Tensor
+
 from training.config import GuardConfig
 from training.step import StepMetrics
 
@@ -17,6 +19,11 @@ from training.step import StepMetrics
 LEAST_INFORMATION_NATS = 0.02
 UNIFORM_SHARE = 0.95
 ONE_PROTOTYPE_SHARE = 0.05
+
+
+# A batch by chance of images that are all alike is rare, so many in a row are none by chance.
+DEAD_BATCHES = 20
+_LOOKED_AT_PX = 32  # of each side: as good as all pixels, and a hundredth of the time
 
 
 class Sickness(Enum):
@@ -35,6 +42,17 @@ class Sickness(Enum):
     SAME_ANSWER = (
         "the teacher gives every image the same answer, so there is nothing left to learn. Lower "
         "--optimizer.peak-lr, raise --teacher.momentum-start, and look at the images: are they all alike?"
+    )
+    ONE_COLOUR = (
+        f"every image of {DEAD_BATCHES} batches in a row is of a single colour, so there is nothing to learn "
+        "from. Look at preview.png in the run's folder and at the files (dino-train check DATA). If these "
+        "are well, remove its cache or use --loading.cache off; for more than 8 bits a channel set "
+        "--loading.scale-low and --loading.scale-high to the range of the values"
+    )
+    SAME_PICTURE = (
+        f"{DEAD_BATCHES} batches in a row hold one and the same picture, so there is nothing to tell apart. "
+        "Look for copies (dino-train check DATA) and at preview.png in the run's folder. If the files "
+        "differ, remove the run's cache or use --loading.cache off"
     )
     NOT_FINITE = (
         "gradients are NaN or infinite; these steps were skipped, and weights, teacher and centre are as "
@@ -68,6 +86,17 @@ def diagnose(metrics: StepMetrics, *, num_prototypes: int) -> Sickness | None:
     return Sickness.ONE_PROTOTYPE if share < ONE_PROTOTYPE_SHARE else Sickness.SAME_ANSWER
 
 
+def look_of(pixels_BCHW: Tensor) -> Sickness | None:
+    """What a batch of canvases looks like, uint8 on the host; a single batch proves nothing yet."""
+    side = max(1, pixels_BCHW.shape[-1] // _LOOKED_AT_PX)
+    seen_BCP = pixels_BCHW[:, :, ::side, ::side].flatten(2)
+    if bool((seen_BCP == seen_BCP[:, :, :1]).all()):
+        return Sickness.ONE_COLOUR
+    if len(seen_BCP) > 1 and bool((seen_BCP == seen_BCP[:1]).all()):
+        return Sickness.SAME_PICTURE
+    return None
+
+
 @dataclass
 class Guard:
     """Counts how long a sickness has lasted; it changes nothing of the training."""
@@ -76,6 +105,15 @@ class Guard:
     num_prototypes: int
     sickness: Sickness | None = None
     lasted_steps: int = 0
+    look: Sickness | None = None
+    alike_batches: int = 0
+
+    def look_at(self, pixels_BCHW: Tensor) -> Sickness | None:
+        """Looks at the images of a step, and names what is wrong when it has been so for many batches."""
+        found = look_of(pixels_BCHW)
+        self.alike_batches = self.alike_batches + 1 if found is self.look else 1
+        self.look = found
+        return found if self.alike_batches == DEAD_BATCHES else None
 
     def observe(self, metrics: StepMetrics) -> Sickness | None:
         """Looks at a step, and names a sickness at the moment when it has lasted long enough."""

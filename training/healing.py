@@ -19,10 +19,17 @@ from pathlib import Path
 
 import torch
 
+from dino_core.errors import CollapseError
 from training.checkpoint import checkpoints_in, healthy_tensors, restore, step_of, tensors_of
 from training.config import RunConfig
+from training.distributed import any_of
 from training.errors import CheckpointError
+from training.guard import Guard, Sickness
+from training.parts import Parts, save
+from training.runlog import MetricsLog
 from training.state import Rollback, TrainState, new_state
+from training.step import StepMetrics
+from training.vitals import sick_parts
 
 
 def with_lower_rates(config: RunConfig, rollbacks: tuple[Rollback, ...]) -> RunConfig:
@@ -90,3 +97,51 @@ def _candidates(state: TrainState, directory: Path, config: RunConfig, *, before
     if len(found) > 1 and state.rollbacks and step_of(found[0]) == state.rollbacks[-1].to_step:
         return [*found[1:], found[0]]
     return found
+
+
+def face(sickness: Sickness, metrics: StepMetrics | None, state: TrainState, parts: Parts) -> None:
+    """Says what a run suffers from, and stops it if that is wished or there is nothing else to do."""
+    guard, sentence = parts.config.guard, sickness.value
+    if sickness is Sickness.NOT_FINITE:
+        if metrics is not None and metrics.vitals is not None and (where := sick_parts(metrics.vitals)):
+            sentence = f"in {where}, {sentence}"
+        if len(state.rollbacks) < guard.max_rollbacks:
+            parts.screen.say(f"step {state.step}: {sentence}")
+            return
+        if state.rollbacks:
+            sentence = f"{sentence}; going back {len(state.rollbacks)} times did not help"
+    if parts.log is not None:
+        parts.log.tell_once(state.step, "sickness", sentence)
+    sentence = f"step {state.step}: {sentence}"
+    if sickness is Sickness.NOT_FINITE or guard.stop:
+        raise CollapseError(f"{sentence}. Checkpoints are in {parts.directory.checkpoints}")
+    parts.screen.say(sentence)
+
+
+def take_back(state: TrainState, parts: Parts) -> int:
+    """Takes a run back to before its gradients were sick, and says so; gives the step."""
+    rollback = go_back(state, parts.directory.checkpoints, parts.config)
+    any_of(False, world=parts.world, device=state.device)  # everyone has read before the first writes
+    if parts.log is not None:
+        parts.directory.keep_given_up(len(state.rollbacks), after_step=rollback.to_step)
+    save(state, parts)
+    if parts.log is not None:
+        parts.log.go_back(rollback.to_step)
+        tell_rollbacks(state, parts.log)
+    if parts.gallery is not None:
+        parts.gallery.go_back(rollback.to_step)
+    parts.screen.say(f"step {rollback.from_step}: {words_of(rollback)}")
+    return state.step
+
+
+def tell_rollbacks(state: TrainState, log: MetricsLog) -> None:
+    """Holds the log to what the state knows: what one says of a rollback may be lost with a kill."""
+    for rollback in state.rollbacks:
+        log.tell_once(rollback.to_step, "rollback", words_of(rollback))
+
+
+def guard_of(state: TrainState, config: RunConfig) -> Guard:
+    """A guard that knows what the state does."""
+    sick_steps = state.nonfinite_in_a_row
+    sickness = Sickness.NOT_FINITE if sick_steps else None
+    return Guard(config.guard, config.head.num_prototypes, sickness=sickness, lasted_steps=sick_steps)

@@ -1,5 +1,6 @@
 """Before the first step: a look at the images, and the loader that the settings ask for."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +18,17 @@ _SAMPLE = 256  # images that are looked at before a run: a second or two
 
 
 def open_loader(
-    images: Images, config: RunConfig, run_dir: Path, *, world: World, device: torch.device
+    images: Images,
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    world: World,
+    device: torch.device,
+    say: Callable[[str], None] | None = None,
 ) -> CanvasLoader:
     """The loader of a run, with the cache that its settings ask for; its processes call it together.
+
+    It tells `say` when images are long in coming.
 
     Raises:
         DataError: There are too few images, or there is no room for the cache.
@@ -31,6 +40,8 @@ def open_loader(
         seed=config.seed,
         workers=config.loading.workers,
         source=_source(images, config, run_dir, world=world, device=device),
+        max_wait_s=config.guard.max_data_wait_s,
+        say=say,
     )
 
 

@@ -15,21 +15,21 @@ from rich.console import Console
 from torch import Tensor
 
 from dino_core.augment import augment
-from dino_core.errors import CollapseError
-from training.checkpoint import load_newest, save_checkpoint
+from training.checkpoint import load_newest
 from training.config import RunConfig
 from training.data.addresses import name_of
 from training.data.images import Images, digests_of
-from training.data.loader import Batch, CanvasLoader
+from training.data.loader import Batch
 from training.data.opening import open_split
 from training.distributed import World, agree_on_step, any_of, join_world, leave_world
-from training.errors import ConfigError, DataError
-from training.evaluation.monitor import Monitor, make_monitor
-from training.export import export_teacher, teacher_model
-from training.guard import Guard, Sickness
-from training.healing import go_back, with_lower_rates, words_of
+from training.errors import ConfigError, DataError, NoImagesCome
+from training.evaluation.monitor import make_monitor
+from training.export import export_teacher
+from training.guard import Sickness
+from training.healing import face, guard_of, take_back, tell_rollbacks, with_lower_rates
 from training.loading import findings, open_loader
 from training.machine import keep_freed_memory
+from training.parts import Parts, evaluate, save
 from training.report.gallery import Gallery
 from training.report.preview import write_preview
 from training.report.writing import report_at_the_end
@@ -42,24 +42,8 @@ from training.rundir import (
 )
 from training.runlog import MetricsLog, Pace, Screen, step_line
 from training.state import TrainState, new_state
-from training.step import StepMetrics, train_step, values_at
+from training.step import train_step, values_at
 from training.trackers import open_trackers
-from training.vitals import sick_parts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a run works with, from start to stop."""
-
-    config: RunConfig
-    directory: RunDirectory
-    images: Images
-    loader: CanvasLoader
-    monitor: Monitor | None
-    gallery: Gallery | None
-    log: MetricsLog | None
-    screen: Screen
-    world: World
 
 
 def run(plan: RunPlan, run_dir: Path, *, resume: bool, console: Console) -> Path | None:
@@ -180,7 +164,7 @@ def _run_in(
             directory=directory,
             images=images,
             loader=stack.enter_context(
-                open_loader(images, config, directory.path, world=world, device=device)
+                open_loader(images, config, directory.path, world=world, device=device, say=screen.say)
             ),
             monitor=monitor,
             gallery=gallery,
@@ -221,12 +205,14 @@ def _train(state: TrainState, parts: Parts, stop: "StopRequest") -> bool:
     guard, pace = guard_of(state, config), Pace()
     saved_step = -1
     if state.step == 0:
-        _evaluate(state, parts)
+        evaluate(state, parts)
     config, batches = with_lower_rates(config, state.rollbacks), _batches_from(state.next_batch, parts)
     while state.step < config.steps and not any_of(stop.requested, world=parts.world, device=state.device):
         waiting_since_s = time.perf_counter()
-        epoch, batch = next(batches)
+        epoch, batch = _next(batches, state, parts)
         waited_s = time.perf_counter() - waiting_since_s
+        if wrong := guard.look_at(batch.pixels_BCHW):
+            face(wrong, None, state, parts)
 
         values = values_at(state.step, config)
         is_logged = (state.step + 1) % config.log_every_steps == 0 or state.step + 1 == config.steps
@@ -243,25 +229,25 @@ def _train(state: TrainState, parts: Parts, stop: "StopRequest") -> bool:
             parts.log.write(state.step, "step", step_line(metrics, values, pace))
         parts.screen.step(state.step, metrics, pace)
         if sickness := guard.observe(metrics):
-            _face(sickness, metrics, state, parts)
+            face(sickness, metrics, state, parts)
             if sickness is Sickness.NOT_FINITE:
-                saved_step = _go_back(state, parts)
+                saved_step = take_back(state, parts)
                 guard, config = guard_of(state, config), with_lower_rates(parts.config, state.rollbacks)
                 batches.close()
                 batches = _batches_from(state.next_batch, parts)
                 pace.pause()
                 continue
         if state.step % config.evaluation.every_steps == 0 or state.step == config.steps:
-            _evaluate(state, parts)
+            evaluate(state, parts)
             pace.pause()
         # While steps are skipped there is nothing new to save, and healthy checkpoints to lose.
         due = state.step % config.checkpoints.every_steps == 0 and not state.nonfinite_in_a_row
         if due or state.step == config.steps:
-            _save(state, parts)
+            save(state, parts)
             saved_step = state.step
             pace.pause()
     if saved_step != state.step:
-        _save(state, parts)
+        save(state, parts)
     return state.step >= config.steps
 
 
@@ -274,6 +260,15 @@ def _batches_from(first: int, parts: Parts) -> Generator[tuple[int, Batch]]:
         ):
             yield epoch, batch
         epoch, start_batch = epoch + 1, 0
+
+
+def _next(batches: Iterator[tuple[int, Batch]], state: TrainState, parts: Parts) -> tuple[int, Batch]:
+    try:
+        return next(batches)
+    except NoImagesCome as error:
+        if parts.log is not None:
+            parts.log.tell_once(state.step, "sickness", str(error))
+        raise
 
 
 def views_of(batch: Batch, epoch: int, *, config: RunConfig, device: torch.device) -> Iterator[list[Tensor]]:
@@ -296,76 +291,6 @@ def views_of(batch: Batch, epoch: int, *, config: RunConfig, device: torch.devic
             std=config.crops.std,
         )
         yield [view.contiguous(memory_format=torch.channels_last) for view in views]
-
-
-def _evaluate(state: TrainState, parts: Parts) -> None:
-    if parts.monitor is None or parts.log is None:
-        return
-    teacher = teacher_model(state, parts.config)
-    measured = parts.monitor.measure(teacher)
-    parts.log.write(state.step, "evaluation", measured)
-    if parts.gallery is not None:
-        parts.gallery.hang(state.step, teacher)
-    words = (
-        f"effective dimensions {measured['rank_me']:.1f}" if "rank_me" in measured else "nothing to measure"
-    )
-    if "knn_percent" in measured:
-        words = f"k-NN ({measured['knn_kind']}) {measured['knn_percent']:.1f} %, {words}"
-    begun = "as the weights came" if parts.config.backbone.weights else "untrained"
-    parts.screen.say(f"step {state.step}: {words}" + (f" ({begun})" if state.step == 0 else ""))
-
-
-def _save(state: TrainState, parts: Parts) -> None:
-    if parts.world.is_first:
-        save_checkpoint(parts.directory.checkpoints, state, parts.config)
-
-
-def _face(sickness: Sickness, metrics: StepMetrics, state: TrainState, parts: Parts) -> None:
-    """Says what a run suffers from, and stops it if that is wished or there is nothing else to do."""
-    guard, sentence = parts.config.guard, sickness.value
-    if sickness is Sickness.NOT_FINITE:
-        if metrics.vitals is not None:
-            sentence = f"in {sick_parts(metrics.vitals)}, {sentence}"
-        if len(state.rollbacks) < guard.max_rollbacks:
-            parts.screen.say(f"step {state.step}: {sentence}")
-            return
-        if state.rollbacks:
-            sentence = f"{sentence}; going back {len(state.rollbacks)} times did not help"
-    if parts.log is not None:
-        parts.log.tell_once(state.step, "sickness", sentence)
-    sentence = f"step {state.step}: {sentence}"
-    if sickness is Sickness.NOT_FINITE or guard.stop:
-        raise CollapseError(f"{sentence}. Checkpoints are in {parts.directory.checkpoints}")
-    parts.screen.say(sentence)
-
-
-def _go_back(state: TrainState, parts: Parts) -> int:
-    """Takes a run back to before its gradients were sick, and says so; gives the step."""
-    rollback = go_back(state, parts.directory.checkpoints, parts.config)
-    any_of(False, world=parts.world, device=state.device)  # everyone has read before the first writes
-    if parts.log is not None:
-        parts.directory.keep_given_up(len(state.rollbacks), after_step=rollback.to_step)
-    _save(state, parts)
-    if parts.log is not None:
-        parts.log.go_back(rollback.to_step)
-        tell_rollbacks(state, parts.log)
-    if parts.gallery is not None:
-        parts.gallery.go_back(rollback.to_step)
-    parts.screen.say(f"step {rollback.from_step}: {words_of(rollback)}")
-    return state.step
-
-
-def tell_rollbacks(state: TrainState, log: MetricsLog) -> None:
-    """Holds the log to what the state knows: what one says of a rollback may be lost with a kill."""
-    for rollback in state.rollbacks:
-        log.tell_once(rollback.to_step, "rollback", words_of(rollback))
-
-
-def guard_of(state: TrainState, config: RunConfig) -> Guard:
-    """A guard that knows what the state does."""
-    sick_steps = state.nonfinite_in_a_row
-    sickness = Sickness.NOT_FINITE if sick_steps else None
-    return Guard(config.guard, config.head.num_prototypes, sickness=sickness, lasted_steps=sick_steps)
 
 
 def _report_skipped(skipped: dict[str, str], parts: Parts) -> None:

@@ -3,9 +3,10 @@
 import math
 
 import pytest
+import torch
 
 from training.config import GuardConfig
-from training.guard import Guard, Sickness, diagnose
+from training.guard import DEAD_BATCHES, Guard, Sickness, diagnose, look_of
 from training.step import StepMetrics
 
 K = 256
@@ -65,3 +66,35 @@ def test_bad_gradients_have_a_patience_of_their_own() -> None:
 
 def test_every_sickness_says_what_to_change() -> None:
     assert all("--" in sickness.value for sickness in Sickness)
+
+
+def pictures(count: int = 4, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, 40, 40), dtype=torch.uint8, generator=generator)
+
+
+def one_colour_each(count: int = 4) -> torch.Tensor:
+    return pictures(count)[:, :, :1, :1].expand(count, 3, 40, 40).contiguous()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        pytest.param(pictures(), None, id="pictures"),
+        pytest.param(torch.zeros(4, 3, 40, 40, dtype=torch.uint8), Sickness.ONE_COLOUR, id="black"),
+        pytest.param(one_colour_each(), Sickness.ONE_COLOUR, id="each of another colour"),
+        pytest.param(torch.cat([one_colour_each(3), pictures(1)]), None, id="one picture among them"),
+        pytest.param(pictures(1).expand(4, -1, -1, -1), Sickness.SAME_PICTURE, id="one picture four times"),
+        pytest.param(pictures(1), None, id="a batch of one"),
+    ],
+)
+def test_batches_that_tell_nothing_have_names(pixels: torch.Tensor, expected: Sickness | None) -> None:
+    assert look_of(pixels) is expected
+
+
+def test_dead_batches_are_named_once_when_there_are_many_in_a_row() -> None:
+    guard, black = Guard(GuardConfig(), K), torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
+    looks = [black] * (DEAD_BATCHES - 1) + [pictures()] + [black] * (DEAD_BATCHES + 5)
+    said = [guard.look_at(batch) for batch in looks]
+    assert said.index(Sickness.ONE_COLOUR) == 2 * DEAD_BATCHES - 1
+    assert said.count(None) == len(said) - 1

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 
 from dino_core.errors import CollapseError
 from tests.training.conftest import MakeConfig, MakeFolder
-from training import loop
+from training import healing
 from training.checkpoint import checkpoints_in, load_newest, save_checkpoint
 from training.config import RunConfig
 from training.healing import go_back, with_lower_rates
 from training.loop import run
+from training.parts import save
 from training.rundir import RunPlan
 from training.runlog import MetricsLog, read_metrics
 from training.state import TrainState, new_state
@@ -128,7 +129,7 @@ def test_a_run_that_went_back_is_stopped_and_goes_on_bit_for_bit(
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("dies_in", ["_save", "MetricsLog.go_back", "tell_rollbacks"])
+@pytest.mark.parametrize("dies_in", ["save", "MetricsLog.go_back", "tell_rollbacks"])
 def test_a_run_that_dies_while_it_goes_back_does_the_same_again(
     make_config: MakeConfig,
     make_folder: MakeFolder,
@@ -143,18 +144,18 @@ def test_a_run_that_dies_while_it_goes_back_does_the_same_again(
     whole = run(plan_of(data, config, tmp_path / "whole"), tmp_path / "run-1", resume=False, console=console)
     plan = plan_of(data, config, tmp_path / "killed")
 
-    save, tell = loop._save, loop.tell_rollbacks
+    tell = healing.tell_rollbacks
 
     def die(first: Any, *others: Any) -> None:  # noqa: ANN401 - of several functions
         if dies_in == "MetricsLog.go_back" or first.rollbacks:
             raise KeyboardInterrupt
-        (save if dies_in == "_save" else tell)(first, *others)
+        (save if dies_in == "save" else tell)(first, *others)
 
     with monkeypatch.context() as patched:
         if dies_in == "MetricsLog.go_back":
             patched.setattr(MetricsLog, "go_back", die)
         else:
-            patched.setattr(loop, dies_in, die)
+            patched.setattr(f"training.healing.{dies_in}", die)
         with pytest.raises(KeyboardInterrupt):
             run(plan, tmp_path / "run-2", resume=False, console=console)
     resumed = run(plan, tmp_path / "run-2", resume=True, console=console)

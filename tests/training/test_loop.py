@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -41,6 +42,36 @@ def plan_of(data: Path, config: RunConfig, out: Path) -> RunPlan:
 def losses_of(run_dir: Path) -> list[tuple[int, float]]:
     lines = read_metrics(run_dir / "metrics.jsonl")
     return [(line["step"], line["loss_nats"]) for line in lines if line["kind"] == "step"]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from training.config import RunConfig
+from training.loop import run
+from training.rundir import RunPlan
+
+config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
+plan = RunPlan(data=Path(sys.argv[2]), val_data=None, out=Path(sys.argv[3]), config=config)
+run(plan, Path(sys.argv[4]), resume=sys.argv[5] == "resume", console=Console(stderr=True))
+"""
+
+
+def start(
+    folder: Path, name: str, how: str, config: RunConfig, data: Path, *, stderr: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """A run in a process of its own."""
+    (folder / f"{name}.json").write_text(config.model_dump_json())
+    words = [folder / f"{name}.json", data, folder / f"out-{name}", folder / f"run-{name}", how]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, *map(str, words)], env=environment, stderr=stderr)
+
+
+def wait_for_steps(process: subprocess.Popen[bytes], run_dir: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(losses_of(run_dir)) < count and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def test_a_run_ends_with_a_bundle_a_log_and_how_to_serve_it(
@@ -143,35 +174,15 @@ def test_a_killed_run_goes_on_bit_for_bit(
         checkpoints={"every_steps": 3},
         evaluation={"every_steps": 100},
     )
-    (tmp_path / "config.json").write_text(config.model_dump_json())
     data = make_folder(corrupt=1)
-    script = (
-        "import sys; from pathlib import Path; from rich.console import Console\n"
-        "from training.config import RunConfig; from training.loop import run; from training.rundir import "
-        "RunPlan\nconfig = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())\n"
-        "plan = RunPlan(data=Path(sys.argv[2]), val_data=None, out=Path(sys.argv[3]), config=config)\n"
-        "run(plan, Path(sys.argv[4]), resume=sys.argv[5] == 'resume', console=Console(stderr=True))\n"
-    )
-
-    def start(name: str, how: str) -> subprocess.Popen[bytes]:
-        words = [tmp_path / "config.json", data, tmp_path / f"out-{name}", tmp_path / f"run-{name}", how]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, words)], env=environment, stderr=subprocess.DEVNULL
-        )
-
-    assert start("whole", "new").wait(timeout=120) == 0
-    killed = start("killed", "new")
-    deadline = time.monotonic() + 120
-    while (
-        len(losses_of(tmp_path / "run-killed")) < 5 and killed.poll() is None and time.monotonic() < deadline
-    ):
-        time.sleep(0.005)
+    assert start(tmp_path, "whole", "new", config, data).wait(timeout=120) == 0
+    killed = start(tmp_path, "killed", "new", config, data)
+    wait_for_steps(killed, tmp_path / "run-killed", 5)
     killed.kill()
     killed.wait()
     steps_before = len(losses_of(tmp_path / "run-killed"))
     assert 5 <= steps_before < 12, "the run must die in its middle"
-    assert start("killed", "resume").wait(timeout=120) == 0
+    assert start(tmp_path, "killed", "resume", config, data).wait(timeout=120) == 0
 
     assert losses_of(tmp_path / "run-killed") == losses_of(tmp_path / "run-whole")
     one, two = (tmp_path / f"out-{name}" / "model.safetensors" for name in ("whole", "killed"))
@@ -267,6 +278,39 @@ def test_a_collapsed_run_stops_or_only_warns(
     config = make_config(**changes, guard={"patience_steps": 2})
     with pytest.raises(CollapseError, match="Checkpoints are in"):
         run(plan_of(data, config, tmp_path / "stopped"), tmp_path / "run-2", resume=False, console=console)
+
+
+def test_images_of_one_colour_stop_the_run_with_advice(
+    make_config: MakeConfig, make_folder: MakeFolder, tmp_path: Path, console: Console
+) -> None:
+    data = make_folder()
+    for path in data.rglob("*.png"):
+        Image.new("RGB", (24, 26), (9, 9, 9)).save(path)
+    plan = plan_of(data, make_config(steps=30), tmp_path / "out")
+    with pytest.raises(CollapseError, match="step 19: every image of 20 batches .*--loading.cache off"):
+        run(plan, tmp_path / "run", resume=False, console=console)
+    assert [line["event"] for line in read_metrics(tmp_path / "run/metrics.jsonl") if "event" in line] == [
+        "sickness"
+    ]
+
+
+def test_a_disk_that_hangs_ends_the_process_in_a_sentence(
+    make_config: MakeConfig, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    # A real process, as it is its end that would hang: Python waits for threads of concurrent.futures.
+    config = make_config(steps=400, loading={"workers": 2}, guard={"max_data_wait_s": 2.0})
+    data = make_folder()
+    process = start(tmp_path, "hung", "new", config, data, stderr=subprocess.PIPE)
+    wait_for_steps(process, tmp_path / "run-hung", 3)
+    for path in data.rglob("*.png"):
+        path.unlink()
+        os.mkfifo(path)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert b"NoImagesCome: no images have come from" in said
+    assert b"--guard.max-data-wait-s" in said
+    events = [line for line in read_metrics(tmp_path / "run-hung/metrics.jsonl") if line["kind"] == "event"]
+    assert [event["event"] for event in events] == ["sickness"]
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

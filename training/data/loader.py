@@ -5,9 +5,12 @@ This module knows nothing of views, networks or devices.
 Dimension key: N images of the data set · B images of a batch · C channels · H W pixels
 """
 
+import threading
+import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -19,7 +22,8 @@ from torch import Tensor
 from dino_core.randomness import shuffled, streams
 from training.data.canvases import CanvasSource, DecodedCanvases
 from training.data.images import Images, UnreadableImage
-from training.errors import DataError
+from training.data.threads import Threads
+from training.errors import DataError, NoImagesCome
 from training.machine import usable_cores
 
 _PREFETCHED_BATCHES = 2  # one in the making while the next waits; more only costs memory
@@ -54,7 +58,7 @@ class CanvasLoader:
         skipped: Unreadable files by name, with the reason; grows while batches are read.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what is read, in which order, by whom, and how patiently
         self,
         images: Images,
         *,
@@ -64,6 +68,8 @@ class CanvasLoader:
         workers: int | None = None,
         source: CanvasSource | None = None,
         pin_memory: bool = False,
+        max_wait_s: float = 600.0,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         """Makes a loader; nothing is read yet.
 
@@ -76,6 +82,8 @@ class CanvasLoader:
             source: Where canvases come from, as `training.data.cache.open_cache` gives; None: the files,
                 as RGB.
             pin_memory: Page-locked batches, which a GPU fetches without waiting.
+            max_wait_s: How long the threads may take for a batch, before it is an error.
+            say: Told when they take a tenth of that.
 
         Raises:
             DataError: There are fewer images than a batch has.
@@ -93,7 +101,9 @@ class CanvasLoader:
         self._source = source if source is not None else DecodedCanvases(images, canvas_px)
         self._pin_memory = pin_memory
         threads = min(usable_cores(), _MOST_WORKERS) if workers is None else workers
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
+        self._threads = Threads(threads) if threads else None
+        self._max_wait_s, self._say = max_wait_s, say or (lambda _: None)
+        self._being_read: dict[int, str] = {}
 
     @property
     def batches_per_epoch(self) -> int:
@@ -128,8 +138,8 @@ class CanvasLoader:
 
     def close(self) -> None:
         """Stops the threads; batches that nobody took are dropped."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        if self._threads is not None:
+            self._threads.close()
 
     def __enter__(self) -> Self:
         return self
@@ -152,13 +162,43 @@ class CanvasLoader:
                 if not waiting:
                     return
                 batch, rows = waiting.popleft()
-                for row in rows:
-                    row.result()
+                self._wait_for(rows)
                 yield batch
         finally:
             for _, rows in waiting:
                 for row in rows:
                     row.cancel()
+
+    def _wait_for(self, rows: list[Future[None]]) -> None:
+        """Waits until a batch is there, and not for ever.
+
+        Raises:
+            NoImagesCome: It was not there in time.
+        """
+        began_s, has_said = time.monotonic(), False
+        for row in rows:
+            while True:
+                waited_s = time.monotonic() - began_s
+                patience_s = self._max_wait_s * (1 if has_said else 0.1) - waited_s
+                try:
+                    row.result(timeout=max(patience_s, 0))
+                    break
+                except TimeoutError:
+                    if row.done():  # it is the reader's own
+                        raise
+                sentence = self._what_is_missing(time.monotonic() - began_s)
+                if has_said:
+                    raise NoImagesCome(
+                        f"{sentence}: is the disk or the network gone, or does it need more than "
+                        "--guard.max-data-wait-s? Then go on with --resume"
+                    )
+                self._say(sentence)
+                has_said = True
+
+    def _what_is_missing(self, waited_s: float) -> str:
+        reading = sorted(self._being_read.values())
+        where = f"; {len(reading)} threads read, one of them {reading[0]}" if reading else ""
+        return f"no images have come from {self._images.origin} for {waited_s:.3g} s{where}"
 
     def _begin(
         self, epoch: int, order_N: NDArray[np.int64], places_B: NDArray[np.int64]
@@ -173,22 +213,25 @@ class CanvasLoader:
             torch.empty(size, dtype=torch.int64),
         )
         arguments = [(batch, row, epoch, order_N, int(place)) for row, place in enumerate(places_B)]
-        if self._pool is None:
+        if self._threads is None:
             for argument in arguments:
                 self._fill(*argument)
             return batch, []
-        return batch, [self._pool.submit(self._fill, *argument) for argument in arguments]
+        return batch, [self._threads.submit(partial(self._fill, *argument)) for argument in arguments]
 
     def _fill(self, batch: Batch, row: int, epoch: int, order_N: NDArray[np.int64], place: int) -> None:
         """Reads the image of a place, or its stand-in, into a row."""
         for index in self._candidates(epoch, order_N, place):
             if self._images.names[index] in self.skipped:
                 continue
+            self._being_read[threading.get_ident()] = self._images.names[index]
             try:
                 canvas = self._source.read(index)
             except UnreadableImage as error:
                 self.skipped[self._images.names[index]] = str(error)
                 continue
+            finally:
+                del self._being_read[threading.get_ident()]
             # By numpy: torch would start a team of OpenMP threads for the copy in each decoding thread.
             batch.pixels_BCHW.numpy()[row] = canvas.pixels_CHW.numpy()
             batch.sizes_px_B2.numpy()[row] = canvas.size_px

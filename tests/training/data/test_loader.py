@@ -1,6 +1,7 @@
 """Folders, the order of an epoch, corrupt files, resuming, processes; images are made here."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import torch
 from PIL import Image
 
 from dino_core.randomness import shuffled
-from training.data.canvases import load_canvas
+from training.data.canvases import Canvas, load_canvas
 from training.data.folder import find_images
 from training.data.images import UnreadableImage
 from training.data.loader import Batch, CanvasLoader
-from training.errors import DataError
+from training.errors import DataError, NoImagesCome
 
 SIDE = 16
 
@@ -222,6 +223,41 @@ def test_leaving_an_epoch_early_leaves_nothing_behind(tmp_path: Path) -> None:
     with loader_of(tmp_path) as loader:
         first = next(iter(loader.batches(0)))
         assert indices([first]) == indices(list(loader.batches(0))[:1])
+
+
+def test_a_file_that_hangs_is_said_and_named_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    images = find_images(folder_of(tmp_path, 8))
+    (tmp_path / "003.png").unlink()
+    os.mkfifo(tmp_path / "003.png")  # opening it waits until someone writes, as a dead network share does
+    said: list[str] = []
+    began_s = time.monotonic()
+    with (
+        pytest.raises(NoImagesCome, match=r"no images have come .* 1 threads read, one of them 003.png.*"),
+        CanvasLoader(
+            images, canvas_px=SIDE, batch_size=8, seed=0, workers=2, max_wait_s=1.0, say=said.append
+        ) as loader,
+    ):
+        list(loader.batches(0))
+    assert time.monotonic() - began_s >= 1.0
+    assert len(said) == 1
+    assert "no images have come" in said[0]
+
+
+def test_an_error_of_a_reader_is_the_callers(tmp_path: Path) -> None:
+    class Broken:
+        channels = 3
+
+        def read(self, index: int) -> Canvas:
+            raise TimeoutError(f"of the reader's own, {index}")
+
+    images = find_images(folder_of(tmp_path, 4))
+    with (
+        pytest.raises(TimeoutError, match="of the reader's own"),
+        CanvasLoader(
+            images, canvas_px=SIDE, batch_size=4, seed=0, workers=2, source=Broken(), max_wait_s=60
+        ) as loader,
+    ):
+        list(loader.batches(0))
 
 
 def test_a_real_data_set_is_found_and_read() -> None:
