@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import PIL
 import torch
 import torchvision
 from PIL import Image, ImageFilter, ImageOps
@@ -45,8 +46,8 @@ def photographs() -> list[bytes]:
     return made
 
 
-def official_views() -> list[Callable[[Image.Image], Tensor]]:
-    """The published pipeline, one composition for each crop."""
+def official_views(*, global_px: int = 224, local_px: int = 96) -> list[Callable[[Image.Image], Tensor]]:
+    """The published pipeline, one composition for each of 2 global and 8 local crops."""
 
     def view(size_px: int, area: tuple[float, float], *, blur: float, solarise: float) -> transforms.Compose:
         def blurred(image: Image.Image) -> Image.Image:
@@ -70,9 +71,9 @@ def official_views() -> list[Callable[[Image.Image], Tensor]]:
             ]
         )
 
-    first = view(224, (0.4, 1.0), blur=1.0, solarise=0.0)
-    second = view(224, (0.4, 1.0), blur=0.1, solarise=0.2)
-    return [first, second, *[view(96, (0.05, 0.4), blur=0.5, solarise=0.0) for _ in range(8)]]
+    first = view(global_px, (0.4, 1.0), blur=1.0, solarise=0.0)
+    second = view(global_px, (0.4, 1.0), blur=0.1, solarise=0.2)
+    return [first, second, *[view(local_px, (0.05, 0.4), blur=0.5, solarise=0.0) for _ in range(8)]]
 
 
 def main() -> None:
@@ -115,7 +116,7 @@ def main() -> None:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
-            "pillow": Image.__version__,
+            "pillow": PIL.__version__,
         },
         "n": f"{ROUNDS} rounds of {len(files)} images, medians",
         "ms_per_image": ms,
