@@ -7,7 +7,7 @@ from benchmarks.equal_time import Attempt, verdict
 from benchmarks.official_recipe import OfficialRun, new_backbone
 from training.config import BackboneConfig, HeadConfig, OptimizerConfig, RunConfig
 from training.state import new_state
-from training.step import train_step
+from training.step import train_step, values_at
 
 STEPS, BATCH, PROTOTYPES = 20, 4, 64
 
@@ -31,6 +31,11 @@ def test_its_steps_are_those_of_a_run_with_the_official_settings() -> None:
     run.student.load_state_dict(state.student.state_dict())
     run.teacher.load_state_dict(state.student.state_dict())
 
+    for step in range(STEPS):  # so few steps at such rates move weights too little to show a wrong schedule
+        now = values_at(step, config)
+        assert run.rates[step] == pytest.approx(now.learning_rate, abs=1e-12)
+        assert run.decays[step] == pytest.approx(now.weight_decay)
+        assert run.momenta[step] == pytest.approx(now.teacher_momentum)
     generator = torch.Generator().manual_seed(0)
     for _ in range(4):
         views = [torch.randn(BATCH, 3, side, side, generator=generator) for side in [64] * 2 + [32] * 8]
