@@ -116,6 +116,9 @@ def _run_in(
     state = state or new_state(config, device=device)
     agree_on_step(state.step, world=world, device=device)
 
+    # What an earlier process told of later steps is done again; of a run that begins, the beginning too.
+    told_to_step = -1 if _begins(state) else state.step
+
     with contextlib.ExitStack() as stack:
         if world.is_first:
             stack.callback(report_at_the_end, directory.path, console)
@@ -135,7 +138,7 @@ def _run_in(
         screen.say(_opening(config, images, state, device))
         monitor = log = gallery = None
         if world.is_first:
-            if state.step == 0:
+            if _begins(state):
                 _look_at(images, val_images, config, directory, screen)
             write_preview(images, config, directory.path)
             monitor = make_monitor(images, val_images, config.preprocessing(), config.evaluation)
@@ -143,7 +146,7 @@ def _run_in(
                 directory.path / "pictures",
                 monitor,
                 images.class_names,
-                from_step=state.step,
+                from_step=told_to_step,
                 say=screen.say,
             )
             trackers = stack.enter_context(
@@ -151,12 +154,12 @@ def _run_in(
                     config.trackers,
                     directory.path,
                     config.model_dump(mode="json"),
-                    from_step=state.step,
+                    from_step=told_to_step,
                     say=screen.say,
                 )
             )
             log = stack.enter_context(
-                MetricsLog(directory.metrics, keep_to_step=state.step, trackers=trackers)
+                MetricsLog(directory.metrics, keep_to_step=told_to_step, trackers=trackers)
             )
             tell_rollbacks(state, log)
         parts = Parts(
@@ -204,7 +207,7 @@ def _train(state: TrainState, parts: Parts, stop: "StopRequest") -> bool:
     config = parts.config
     guard, pace = guard_of(state, config), Pace()
     saved_step = -1
-    if state.step == 0:
+    if _begins(state):
         evaluate(state, parts)
     config, batches = with_lower_rates(config, state.rollbacks), _batches_from(state.next_batch, parts)
     while state.step < config.steps and not any_of(stop.requested, world=parts.world, device=state.device):
@@ -249,6 +252,11 @@ def _train(state: TrainState, parts: Parts, stop: "StopRequest") -> bool:
     if saved_step != state.step:
         save(state, parts)
     return state.step >= config.steps
+
+
+def _begins(state: TrainState) -> bool:
+    """Whether nothing was done yet; a run that went back to its beginning has been looked at before."""
+    return state.step == 0 and not state.rollbacks
 
 
 def _batches_from(first: int, parts: Parts) -> Generator[tuple[int, Batch]]:
