@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from dino_core.backbones import Backbone
 from dino_core.bundle import Manifest, write_bundle
 from dino_core.embedding import EmbeddingModel
+from dino_core.manifest import WEIGHTS
 from training.checkpoint import load_checkpoint
 from training.config import RunConfig
 from training.data.addresses import name_of
@@ -92,6 +94,17 @@ def export_teacher(
             out.name, config, state.step, data=data, evaluations=evaluations, with_curves=bool(assets)
         ),
         assets=assets,
+    )
+
+
+def holds_teacher(out: Path, state: TrainState) -> bool:
+    """Whether the weights of a bundle that is there are those of the teacher, bit for bit."""
+    if not (out / WEIGHTS).is_file():
+        return False
+    found = load_file(out / WEIGHTS)
+    own = state.teacher.backbone.get_submodule("network").state_dict()
+    return found.keys() == own.keys() and all(
+        torch.equal(found[name], tensor.cpu()) for name, tensor in own.items()
     )
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dino_core.augment import augment
-from training.checkpoint import load_newest
+from training.checkpoint import checkpoints_in, load_newest, step_of
 from training.config import RunConfig
 from training.data.addresses import name_of
 from training.data.images import Images, digests_of
@@ -24,7 +24,7 @@ from training.data.opening import open_split
 from training.distributed import World, agree_on_step, any_of, join_world, leave_world
 from training.errors import ConfigError, DataError, NoImagesCome
 from training.evaluation.monitor import make_monitor
-from training.export import export_teacher
+from training.export import export_teacher, holds_teacher
 from training.guard import Sickness
 from training.healing import face, guard_of, take_back, tell_rollbacks, with_lower_rates
 from training.loading import findings, open_loader
@@ -73,7 +73,7 @@ def run(plan: RunPlan, run_dir: Path, *, resume: bool, console: Console) -> Path
             if result is not None:
                 console.print(f"this run is finished: its teacher is {result['bundle']}", soft_wrap=True)
                 return Path(str(result["bundle"]))
-            if plan.out.exists():
+            if plan.out.exists() and not (resume and _is_trained(directory, plan.config)):
                 raise ConfigError(
                     f"{plan.out} is there already: give --out another name, or move it away first"
                 )
@@ -186,19 +186,7 @@ def _run_in(
             return None
         if not world.is_first:
             return plan.out
-        summary = {
-            "name": name_of(plan.data),
-            "images": len(images),
-            "classes": len(images.class_names),
-            "skipped": len(skipped),
-        }
-        export_teacher(state, config, plan.out, directory=directory, data=summary)
-        directory.write(RESULT_FILE, {"bundle": str(plan.out), "steps": state.step, "data": summary})
-        screen.say(
-            f"serve it: dino-serve run --model {plan.out}"
-            if config.planes() is None
-            else f"measure it: dino-train eval {plan.out} --data DIR"
-        )
+        _write_result(state, skipped, plan, parts)
         return plan.out
 
 
@@ -252,6 +240,29 @@ def _train(state: TrainState, parts: Parts, stop: "StopRequest") -> bool:
     if saved_step != state.step:
         save(state, parts)
     return state.step >= config.steps
+
+
+def _write_result(state: TrainState, skipped: dict[str, str], plan: RunPlan, parts: Parts) -> None:
+    """Writes the bundle, and that the run is finished."""
+    summary = {
+        "name": name_of(plan.data),
+        "images": len(parts.images),
+        "classes": len(parts.images.class_names),
+        "skipped": len(skipped),
+    }
+    if not holds_teacher(plan.out, state):  # else a kill came between the bundle and the result
+        export_teacher(state, plan.config, plan.out, directory=parts.directory, data=summary)
+    parts.directory.write(RESULT_FILE, {"bundle": str(plan.out), "steps": state.step, "data": summary})
+    parts.screen.say(
+        f"serve it: dino-serve run --model {plan.out}"
+        if plan.config.planes() is None
+        else f"measure it: dino-train eval {plan.out} --data DIR"
+    )
+
+
+def _is_trained(directory: RunDirectory, config: RunConfig) -> bool:
+    """Whether there is nothing left to do but to write the bundle."""
+    return any(step_of(path) >= config.steps for path in checkpoints_in(directory.checkpoints)[:1])
 
 
 def _begins(state: TrainState) -> bool:
