@@ -174,6 +174,7 @@ def ours(data: Path, *, steps: int, seconds: float) -> Attempt:
             "steps": steps,
             "checkpoints.every-steps": max(1, steps // MOMENTS),
             "checkpoints.keep": MOMENTS + 2,
+            "log-every-steps": 1 if steps == ENDLESS else 10,  # a trial is timed by its log
             # What is measured here need not be measured there.
             "evaluation.every-steps": steps,
             "evaluation.max-bank-images": 100,
@@ -208,8 +209,10 @@ def watched(words: Sequence[str], metrics: Path, *, seconds: float) -> dict[int,
         if since_s >= seconds and not asked_to_stop:
             process.terminate()
             asked_to_stop = True
-    if process.returncode not in (0, 130) or not seconds_at:
+    if process.returncode not in (0, 130):
         raise SystemExit(f"dino-train ended with status {process.returncode}: see above")
+    if not seconds_at:
+        raise SystemExit(f"dino-train took no step in {seconds:.0f} seconds: give more --minutes")
     return seconds_at
 
 
