@@ -174,7 +174,7 @@ def ours(data: Path, *, steps: int, seconds: float) -> Attempt:
             "steps": steps,
             "checkpoints.every-steps": max(1, steps // MOMENTS),
             "checkpoints.keep": MOMENTS + 2,
-            "log-every-steps": 1 if steps == ENDLESS else 10,  # a trial is timed by its log
+            "log-every-steps": 1 if steps == ENDLESS else max(1, steps // 100),  # by which it is timed
             # What is measured here need not be measured there.
             "evaluation.every-steps": steps,
             "evaluation.max-bank-images": 100,

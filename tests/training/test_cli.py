@@ -80,6 +80,14 @@ def test_from_a_folder_to_a_measured_exported_bundle(
     with np.load(vectors) as file:
         assert len(file["embeddings"]) == len(file["paths"]) == 16
 
+    words = ["eval", str(bundle), "--data", str(data), "--json-file", str(report), "--scales", "0.75,1,1.5"]
+    assert main([*words, "--robustness", "0", "--no-quantise"]) == 0
+    several, single = json.loads(report.read_text())["models"][:2]
+    assert (several["model"], single["model"]) == ("one at 24, 32, 48 px", "one")
+    assert several["fingerprint"] is None, "these are not the vectors of the bundle"
+    assert single["spread"] == measured["spread"] != several["spread"]
+    assert main(["eval", str(bundle), "--data", str(data), "--scales", "0,1"]) == 2
+    assert "give numbers above 0 that make different sizes" in capsys.readouterr().err
     checkpoint = tmp_path / "runs" / "one" / "checkpoints" / "step-00000002"
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "models" / "two")]) == 0
     one, two = (tmp_path / "models" / name / "model.safetensors" for name in ("one", "two"))

@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from dino_core.bundle import read_manifest
 from dino_core.manifest import MANIFEST
+from dino_core.multiscale import MultiScale
 from training.commands.parsing import COMMAND, Device
 from training.data.images import Images
 from training.data.opening import open_split
@@ -41,6 +42,9 @@ class EvalSettings(BaseSettings):
     """Folder of images; val/ is measured by train/ if it has both, else each tenth by the rest."""
     copies: Path | None = None
     """Folder of changed copies and their originals, with groundtruth.csv (query,original,attack)."""
+    scales: tuple[float, ...] = ()
+    """Average the models' embeddings at these sizes, as shares of their own, such as 0.71,1,1.41; the first
+    model at its own size stands beside them."""
     untrained: bool = False
     """Random weights in place of the published ones, for timm:NAME."""
     baselines: bool = True
@@ -103,7 +107,8 @@ def _beside(
     first: NamedModel, settings: EvalSettings, device: torch.device
 ) -> tuple[list[NamedModel | tuple[str, Embedder]], list[str]]:
     """What stands beside the models, and what should and can't."""
-    beside: list[NamedModel | tuple[str, Embedder]] = []
+    # With several sizes the question is what they add to one.
+    beside: list[NamedModel | tuple[str, Embedder]] = [first] if settings.scales else []
     remarks = []
     bundle = Path(settings.models[0])
     if (bundle / MANIFEST).is_file():
@@ -131,7 +136,8 @@ def _measured(
     *,
     is_baseline: bool = False,
 ) -> ModelReport:
-    name, model = (what.name, what.model) if isinstance(what, NamedModel) else what
+    scales = settings.scales if not is_baseline else ()
+    name, model = _embedder(what, scales)
     found: dict[str, Any] = {}
     total = sum(len(images) for images in split or () if images is not None)
     total += settings.robustness if split is not None else 0
@@ -164,12 +170,22 @@ def _measured(
     return ModelReport(
         name=name,
         is_baseline=is_baseline,
-        fingerprint=what.fingerprint if isinstance(what, NamedModel) else None,
+        # A bundle's fingerprint is that of its vectors at its own size.
+        fingerprint=what.fingerprint if isinstance(what, NamedModel) and not scales else None,
         dimensions=model.dimensions,
         remarks=what.remarks if isinstance(what, NamedModel) else (),
         measures=measures,
         **found,
     )
+
+
+def _embedder(what: NamedModel | tuple[str, Embedder], scales: tuple[float, ...]) -> tuple[str, Embedder]:
+    if not isinstance(what, NamedModel):
+        return what
+    if not scales:
+        return what.name, what.model
+    sizes = MultiScale(what.model, scales)
+    return f"{what.name} at {', '.join(map(str, sizes.sides_px))} px", sizes
 
 
 def _name_of(folder: Path | None) -> str | None:
