@@ -24,6 +24,7 @@ import copy
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -209,7 +210,9 @@ def watched(words: Sequence[str], metrics: Path, *, seconds: float) -> dict[int,
         if since_s >= seconds and not asked_to_stop:
             process.terminate()
             asked_to_stop = True
-    if process.returncode not in (0, 130):
+    # Asked to stop, a run that trains ends with 130; one that writes its report is ended, and has trained.
+    stopped = {130, -signal.SIGTERM} if asked_to_stop else set()
+    if process.returncode not in {0, *stopped}:
         raise SystemExit(f"dino-train ended with status {process.returncode}: see above")
     if not seconds_at:
         raise SystemExit(f"dino-train took no step in {seconds:.0f} seconds: give more --minutes")
