@@ -27,6 +27,7 @@ from torch import Tensor
 
 from training.config import CheckpointConfig, RunConfig, differences, sentence_of
 from training.errors import CheckpointError
+from training.loss_scale import LossScale
 from training.state import Rollback, TrainState, new_state
 
 FORMAT = "dinoserve-checkpoint"
@@ -62,6 +63,7 @@ def save_checkpoint(directory: Path, state: TrainState, config: RunConfig) -> Pa
             "step": state.step,
             "nonfinite_in_a_row": state.nonfinite_in_a_row,
             "rollbacks": [asdict(one) for one in state.rollbacks],
+            "loss_scale": asdict(state.loss_scale) if state.loss_scale else None,
             "sha256": hashlib.sha256(tensors).hexdigest(),
             "config": config.model_dump(mode="json"),
         }
@@ -168,6 +170,7 @@ def load_checkpoint(
     state.step = int(description["step"])
     state.nonfinite_in_a_row = int(description["nonfinite_in_a_row"])
     state.rollbacks = tuple(Rollback(**one) for one in description.get("rollbacks", []))
+    state.loss_scale = LossScale(**description["loss_scale"]) if description.get("loss_scale") else None
     return state, saved
 
 

@@ -319,8 +319,9 @@ class RunConfig(Part):
     """Parts in which a batch is computed, where it does not fit in memory at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU when there is one."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16 computes the networks in half the bits; losses, centre and weights stay in float32."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """bf16 and fp16 compute the networks in half the bits; losses, centre and weights stay in float32. fp16
+    is for GPUs without bf16."""
     log_every_steps: Count = 10
     """Steps between two lines of the log."""
     trackers: tuple[TrackerName, ...] = ()

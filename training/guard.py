@@ -74,7 +74,7 @@ def information_nats(prototype_usage: float, teacher_entropy_nats: float, *, num
 def diagnose(metrics: StepMetrics, *, num_prototypes: int) -> Sickness | None:
     """What one step looks like; a single step proves nothing yet."""
     if not metrics.is_finite:
-        return Sickness.NOT_FINITE
+        return None if metrics.overflowed else Sickness.NOT_FINITE
     told_nats = information_nats(
         metrics.prototype_usage, metrics.teacher_entropy_nats, num_prototypes=num_prototypes
     )

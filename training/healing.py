@@ -25,6 +25,7 @@ from training.config import RunConfig
 from training.distributed import any_of
 from training.errors import CheckpointError
 from training.guard import Guard, Sickness
+from training.loss_scale import LossScale
 from training.parts import Parts, save
 from training.runlog import MetricsLog
 from training.state import Rollback, TrainState, new_state
@@ -73,6 +74,7 @@ def go_back(state: TrainState, directory: Path, config: RunConfig) -> Rollback:
     )
     state.step, state.nonfinite_in_a_row = to_step, 0
     state.rollbacks = (*state.rollbacks, rollback)
+    state.loss_scale = state.loss_scale and LossScale()  # it fell to the least for the sickness alone
     return rollback
 
 

@@ -63,7 +63,7 @@ def run(plan: RunPlan, run_dir: Path, *, resume: bool, console: Console) -> Path
             do.
         CollapseError: The run has lost its signal.
     """
-    device = choose_device(plan.config.device)
+    device = device_of(plan.config)
     if device.type == "cpu":
         keep_freed_memory()
     world = join_world(device)
@@ -102,6 +102,21 @@ def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
             "--nproc-per-node, or use --device cpu"
         )
     return torch.device("cuda", number)
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """The device of a run.
+
+    Raises:
+        ConfigError: There is no such GPU, or it is a CPU and fp16 was asked for.
+    """
+    device = choose_device(config.device)
+    if device.type == "cpu" and config.precision == "fp16":
+        raise ConfigError(
+            "CPUs compute in fp16 four to a hundred times slower than in float32: use --precision float32, "
+            "or a GPU"
+        )
+    return device
 
 
 def _run_in(

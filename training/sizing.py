@@ -19,7 +19,7 @@ from training.data.images import Images, UnreadableImage
 from training.data.loader import Batch
 from training.errors import ConfigError, DataError
 from training.export import teacher_model
-from training.loop import choose_device, views_of
+from training.loop import device_of, views_of
 from training.machine import forget_peak_memory, free_memory_bytes, peak_memory_bytes, usable_cores
 from training.state import TrainState, new_state
 from training.step import train_step
@@ -88,7 +88,7 @@ def sizes_of(config: RunConfig, images: Images) -> Sizes:
         ConfigError: A GPU was asked for and is absent, or a step does not fit into its memory.
         DataError: None of the first images can be read.
     """
-    device = choose_device(config.device)
+    device = device_of(config)
     free_bytes = _free_bytes(device)
     sample = config.batch_size if device.type == "cuda" else min(config.batch_size, _CPU_SAMPLE)
     try:
@@ -134,7 +134,7 @@ def fitting_batch(config: RunConfig, images: Images, *, steps_are_given: bool) -
             "--batch-size auto finds what one process computes at once: run it with --plan in one process "
             "and without accumulation, then give that number times processes and parts"
         )
-    device = choose_device(config.device)
+    device = device_of(config)
     most, because = _most_sensible(config, len(images), steps_are_given=steps_are_given)
     fits = (
         _fits_on_gpu(config, images, device) if device.type == "cuda" else _fits_on_cpu(config, images, most)

@@ -17,6 +17,7 @@ from dino_core.optim import layer_scales, weight_decay_groups
 from dino_core.recompute import recompute_cheap_activations
 from dino_core.teacher import keep_statistics, make_teacher
 from training.config import OptimizerConfig, RunConfig
+from training.loss_scale import LossScale
 from training.starting import take_weights
 
 
@@ -50,6 +51,7 @@ class TrainState:
         step: Steps taken, skipped ones included.
         nonfinite_in_a_row: Steps skipped since the last good one.
         rollbacks: Every return to an earlier state, in order.
+        loss_scale: Of fp16; none in other precisions.
     """
 
     student: ProjectedNetwork
@@ -59,6 +61,7 @@ class TrainState:
     step: int = 0
     nonfinite_in_a_row: int = 0
     rollbacks: tuple[Rollback, ...] = ()
+    loss_scale: LossScale | None = None
 
     @property
     def next_batch(self) -> int:
@@ -135,6 +138,7 @@ def new_state(config: RunConfig, *, device: torch.device) -> TrainState:
         teacher=teacher,
         optimizer=make_optimizer(student, config.optimizer, device=device),
         center_K=torch.zeros(config.head.num_prototypes, device=device),
+        loss_scale=LossScale() if config.precision == "fp16" else None,
     )
 
 

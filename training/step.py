@@ -62,6 +62,9 @@ class StepMetrics:
         prototype_usage: Share of the prototypes that the batch uses, from 1/K to 1.
         gradient_norm: Of all gradients, before clipping.
         is_finite: Whether the step was taken; otherwise nothing but the step's number changed.
+        overflowed: Whether gradients were too large for float16 at the loss scale, which was halved then;
+            that is no sickness.
+        loss_scale: What the loss was multiplied by; 1 but for fp16.
         vitals: More, where it was asked for.
     """
 
@@ -71,6 +74,8 @@ class StepMetrics:
     prototype_usage: float
     gradient_norm: float
     is_finite: bool
+    overflowed: bool = False
+    loss_scale: float = 1.0
     vitals: Vitals | None = None
 
 
@@ -134,6 +139,7 @@ def train_step(
     buffers_before = state.buffers()
     state.optimizer.zero_grad(set_to_none=True)
     measured: list[Tensor] = []
+    scale = state.loss_scale.value if state.loss_scale else 1.0
     logits_sum_K, logits_count = torch.zeros_like(state.center_K), torch.zeros((), device=state.device)
 
     frozen = config.backbone.norm_statistics == "frozen"
@@ -150,7 +156,7 @@ def train_step(
             loss = dino_loss(
                 student_logits_SBK, probs_TBK, student_temperature=config.loss.student_temperature
             )
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
 
             part_sum_K, part_count = teacher_logits_sum(teacher_logits_TBK)
             logits_sum_K, logits_count = logits_sum_K + part_sum_K, logits_count + part_count
@@ -158,7 +164,7 @@ def train_step(
                 torch.stack([loss.detach(), teacher_entropy(probs_TBK), prototype_usage(probs_TBK)])
             )
 
-    _join_gradients(state, now, num_parts=len(measured))
+    _join_gradients(state, now, divisor=len(measured) * scale)
     norms_by_part = gradient_norms(state.student) if closely else None
     gradient_norm = _clip_gradients(state, config, now)
     is_finite = bool(torch.isfinite(gradient_norm))
@@ -173,7 +179,9 @@ def train_step(
     else:
         state.restore_buffers(buffers_before)
     state.step += 1
-    state.nonfinite_in_a_row = 0 if is_finite else state.nonfinite_in_a_row + 1
+    overflowed = not is_finite and state.loss_scale is not None and state.loss_scale.can_fall
+    state.nonfinite_in_a_row = 0 if is_finite or overflowed else state.nonfinite_in_a_row + 1
+    state.loss_scale = state.loss_scale and state.loss_scale.after(is_finite=is_finite)
 
     loss_nats, entropy_nats, usage = torch.stack(measured).mean(dim=0).tolist()
     return StepMetrics(
@@ -183,21 +191,23 @@ def train_step(
         prototype_usage=usage,
         gradient_norm=float(gradient_norm),
         is_finite=is_finite,
+        overflowed=overflowed,
+        loss_scale=scale,
         vitals=vitals_of(distance(state.student, state.teacher), norms_by_part)
         if norms_by_part is not None
         else None,
     )
 
 
-def _join_gradients(state: TrainState, now: StepValues, *, num_parts: int) -> None:
-    """Averages gradients over parts and processes; those of a frozen backbone are dropped."""
+def _join_gradients(state: TrainState, now: StepValues, *, divisor: float) -> None:
+    """Divides gradients by parts and loss scale, averages over processes, and drops a frozen backbone's."""
     if now.backbone_frozen:  # before the clipping: its gradients shall not shorten those of the head
         for parameter in backbone_parameters(state.student):
             parameter.grad = None
     parameters = _with_gradients(state)
-    if num_parts > 1:
+    if divisor != 1:
         torch._foreach_div_(
-            [parameter.grad for parameter in parameters if parameter.grad is not None], num_parts
+            [parameter.grad for parameter in parameters if parameter.grad is not None], divisor
         )
     average_gradients(parameters)
 
@@ -220,7 +230,8 @@ def _with_gradients(state: TrainState) -> list[Parameter]:
 
 
 def _autocast(device: torch.device, config: RunConfig) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
+    half = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=half, enabled=config.precision != "float32")
 
 
 def _seed_of(seed: int, step: int, rank: int) -> int:

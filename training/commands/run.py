@@ -10,7 +10,7 @@ from training.commands.recipes import print_reasons
 from training.data.opening import open_split
 from training.distributed import World, is_first_process
 from training.errors import ConfigError
-from training.loop import choose_device, run
+from training.loop import device_of, run
 from training.report.preview import preview_of
 from training.rundir import RunPlan, own_run_directory, read_plan
 from training.settings import RunSettings, refuse_changes_on_resume, refuse_unknown_environment
@@ -48,7 +48,7 @@ def print_plan(plan: RunPlan, run_dir: Path, console: Console) -> None:
     passes = config.steps * config.batch_size / len(images)
     lines = (
         f"{config.recipe} on {images.origin}: {config.backbone.name}, {len(images):,} images, "
-        f"{choose_device(config.device)}",
+        f"{device_of(config)}",
         f"steps   {config.steps:,} of {config.batch_size:,} images, {passes:,.1f} passes over the images",
         f"time    {_span(*sizes.seconds)}: {_step(sizes, config.batch_size)}",
         f"memory  {_size(sizes.memory_bytes)} at its peak; {_size(sizes.free_bytes)} are free",
