@@ -281,7 +281,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     axes.set_title("Imagenette's val, ResNet-10-T, crops of 64 and 32 px", loc="left", fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#d0d7de", linewidth=0.8)
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     with mpl.rc_context({"svg.hashsalt": path.name}):  # the same names in the file each time
         figure.savefig(path, format="svg", metadata={"Date": None})
 
