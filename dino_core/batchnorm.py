@@ -1,6 +1,6 @@
 """BatchNorm by the batch of all processes together: a network learns the same, however many share the batch.
 
-torch's own `SyncBatchNorm` takes tensors of GPUs only, and puts other modules into the network; this is a
+torch's own `SyncBatchNorm` takes no tensors of CPUs, and puts other modules into the network; this is a
 mode that is entered for a step.
 
 Dimension key: N images · C channels · W processes

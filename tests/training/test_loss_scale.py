@@ -13,6 +13,7 @@ from training.checkpoint import load_checkpoint, save_checkpoint, tensors_of
 from training.cli import main
 from training.config import GuardConfig, RunConfig
 from training.guard import Guard, Sickness, diagnose
+from training.healing import go_back
 from training.loss_scale import GROWS_AFTER_STEPS, LossScale
 from training.state import TrainState, new_state
 from training.step import StepMetrics, train_step
@@ -138,3 +139,11 @@ def test_on_a_cpu_fp16_is_refused_in_a_sentence(
         assert main([*words, *more]) == 2
         assert "use --precision float32, or a GPU" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_went_back_begins_with_the_first_scale(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(precision="fp16")
+    state = new_state(config, device=CPU)
+    state.step, state.nonfinite_in_a_row, state.loss_scale = 3, 3, LossScale(1.0)
+    go_back(state, tmp_path, config)
+    assert (state.step, state.loss_scale) == (0, LossScale())
