@@ -78,13 +78,13 @@ def go_back(state: TrainState, directory: Path, config: RunConfig) -> Rollback:
     return rollback
 
 
-def words_of(rollback: Rollback) -> str:
-    """What was done, in a sentence."""
+def words_of(rollback: Rollback, *, number: int) -> str:
+    """What was done, in a sentence; rollbacks are counted from 1, so that no two have the same."""
     given_up = f"steps {rollback.to_step + 1:,} to {rollback.from_step:,}"
     return (
         f"gradients were NaN or infinite from step {rollback.sick_from + 1:,} on, so the run went back to "
         f"step {rollback.to_step:,}: the images of {given_up} are left out, and learning rates are "
-        f"multiplied by {rollback.lr_factor:g}"
+        f"multiplied by {rollback.lr_factor:g} (rollback {number})"
     )
 
 
@@ -132,14 +132,14 @@ def take_back(state: TrainState, parts: Parts) -> int:
         tell_rollbacks(state, parts.log)
     if parts.gallery is not None:
         parts.gallery.go_back(rollback.to_step)
-    parts.screen.say(f"step {rollback.from_step}: {words_of(rollback)}")
+    parts.screen.say(f"step {rollback.from_step}: {words_of(rollback, number=len(state.rollbacks))}")
     return state.step
 
 
 def tell_rollbacks(state: TrainState, log: MetricsLog) -> None:
     """Holds the log to what the state knows: what one says of a rollback may be lost with a kill."""
-    for rollback in state.rollbacks:
-        log.tell_once(rollback.to_step, "rollback", words_of(rollback))
+    for number, rollback in enumerate(state.rollbacks, 1):
+        log.tell_once(rollback.to_step, "rollback", words_of(rollback, number=number))
 
 
 def guard_of(state: TrainState, config: RunConfig) -> Guard:

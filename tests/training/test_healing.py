@@ -88,7 +88,7 @@ def test_a_poisoned_run_goes_back_and_finishes(
     # Steps 8 to 10 are sick; 6 was saved, and is older than the last good step, 7.
     sentence = (
         "gradients were NaN or infinite from step 8 on, so the run went back to step 6: the images of "
-        "steps 7 to 10 are left out, and learning rates are multiplied by 0.25"
+        "steps 7 to 10 are left out, and learning rates are multiplied by 0.25 (rollback 1)"
     )
     said = console.export_text()
     assert f"step 10: {sentence}" in said
@@ -185,6 +185,16 @@ def test_a_run_goes_back_further_the_second_time_and_then_ends(
     assert [(one.from_step, one.to_step) for one in state.rollbacks] == [(10, 6), (10, 4)]
     assert state.next_batch == 14
     assert [path.name for path in checkpoints_in(run_dir / "checkpoints")] == ["step-00000004-rollback-2"]
+
+
+def test_two_rollbacks_to_the_same_step_are_two_events(
+    make_config: MakeConfig, make_folder: MakeFolder, tmp_path: Path, console: Console, poison: Poison
+) -> None:
+    poison(0, 4)
+    config = config_of(make_config, checkpoints={"every_steps": 20})
+    plan = plan_of(make_folder(), config, tmp_path / "out")
+    assert run(plan, tmp_path / "run", resume=False, console=console) is not None
+    assert events_of(tmp_path / "run") == [(0, "rollback"), (0, "rollback")]
 
 
 def test_without_rollbacks_it_ends_at_once(
