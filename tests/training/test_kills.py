@@ -139,6 +139,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_teacher(killed:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_run_survives_a_kill_before_many_of_its_file_operations(killed: Killed) -> None:
     last = len(killed.operations)
     for kill_at in sorted({*range(1, last, 5), *range(last - 20, last)}):
