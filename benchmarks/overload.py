@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=25.0, help="of each load, without its warm-up")
     parser.add_argument("--deadline-s", type=float, default=2.0, help="that each request tells the service")
     told = parser.parse_args()
-    with own_service(told.model, device=told.device) as url:
+    with own_service(told.model, device=told.device, backend="auto") as url:
         loads = loaded(url, seconds=told.seconds, deadline_s=told.deadline_s)
     goodput = {name: load["goodput_images_per_s"] for name, load in loads.items()}
     at_most = loads[f"{SHARES[-1]:g}x"]

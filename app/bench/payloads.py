@@ -86,6 +86,7 @@ def embed_payloads(
     pictures: Sequence[bytes],
     *,
     images_per_request: int = 1,
+    as_form: bool = False,
     api_key: str | None = None,
     timeout_s: float = 30.0,
     priority: Priority | None = None,
@@ -97,6 +98,7 @@ def embed_payloads(
         endpoint: For the Host header.
         pictures: Files.
         images_per_request: Of each request.
+        as_form: Also a picture by itself.
         api_key: Where the service wants one.
         timeout_s: The deadline that each request tells the service.
         priority: Told to the service; None leaves it to the service.
@@ -114,7 +116,7 @@ def embed_payloads(
     made = []
     for _ in parts:
         chosen = list(itertools.islice(around, images_per_request))
-        made.append(_payload(head, chosen, label))
+        made.append(_payload(head, chosen, label, as_form=as_form or images_per_request > 1))
     return made
 
 
@@ -123,8 +125,8 @@ def is_numbered(picture: bytes) -> bool:
     return picture.startswith(_START_OF_IMAGE)
 
 
-def _payload(head: str, files: Sequence[tuple[bytes | None, ...]], label: str) -> Payload:
-    if len(files) == 1:
+def _payload(head: str, files: Sequence[tuple[bytes | None, ...]], label: str, *, as_form: bool) -> Payload:
+    if not as_form:
         media_type = "application/octet-stream"
         body = list(files[0])
     else:

@@ -265,7 +265,7 @@ def test_a_bundle_needs_a_plain_name(name: str, tmp_path: Path) -> None:
         write(tmp_path / name)
 
 
-@pytest.mark.parametrize("value", [object(), float("nan"), {1, 2}], ids=repr)
+@pytest.mark.parametrize("value", [object(), float("nan"), {1, 2}], ids=["object", "nan", "set"])
 def test_provenance_must_be_json(value: object, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="the provenance cannot be written as JSON"):
         write(tmp_path / "teacher", provenance={"note": value})

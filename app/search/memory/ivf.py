@@ -165,6 +165,9 @@ class IvfView:
             depth: How many slots at most.
             chosen: The rows to choose from; None for all.
         """
+        depth = min(depth, len(self.ivf.rids))
+        if not depth:  # its rows have all been replaced, and a filling has left it none
+            return np.empty((len(queries_QE), 0), np.int64)
         probes = min(probes, self.ivf.lists if chosen is None else chosen.lists)
         if chosen is None:
             # Two threads may both make them: the same.
@@ -175,7 +178,7 @@ class IvfView:
             bits = chosen.slot_bits if self.alive_bits is None else chosen.slot_bits & self.alive_bits
             parameters = _parameters(probes, bits, chosen.list_bits)
         slots_QK: Rows
-        _, slots_QK = self.ivf.index.search(queries_QE, min(depth, len(self.ivf.rids)), params=parameters)
+        _, slots_QK = self.ivf.index.search(queries_QE, depth, params=parameters)
         return slots_QK
 
 

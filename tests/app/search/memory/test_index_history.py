@@ -175,3 +175,15 @@ class IndexMachine(RuleBasedStateMachine):
 
 TestIndexHistory = IndexMachine.TestCase
 TestIndexHistory.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+def test_where_all_rows_were_replaced_a_refilled_ivf_is_empty_and_what_came_after_is_found() -> None:
+    machine = IndexMachine()
+    machine.begin()
+    machine.add(count=17, gap=0)
+    machine.build()
+    machine.replace(count=0, share=1.0)
+    machine.go_on_with_the_ivf(step="refill")
+    machine.finds_what_a_loop_finds()
+    machine.add(count=3, gap=0)
+    machine.finds_what_a_loop_finds()
