@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from app.api import (
@@ -32,6 +33,7 @@ from app.api import (
     transfer,
 )
 from app.api.context import RequestContext
+from app.api.direct import DirectRoutes
 from app.api.guard import BodyLimit, EncodedItemPaths, Guard
 from app.api.keys import KeyRing
 from app.api.openapi import PROBLEM_RESPONSES, describe_problems
@@ -136,6 +138,7 @@ def create_app(
                 max_import_bytes=settings.max_import_bytes,
             ),
             Middleware(EncodedItemPaths),
+            Middleware(DirectRoutes, routes=_direct_routes()),
         ],
     )
     problems.install(app)
@@ -148,6 +151,17 @@ def create_app(
     app.include_router(page_router(Pages()))
     describe_problems(app)
     return app
+
+
+def _direct_routes() -> list[APIRoute]:
+    """Those that are asked for pictures by the thousand."""
+    asked = ((embed, "/embed"), (similar, "/similar"), (openai, "/v1/embeddings"))
+    return [
+        route
+        for resource, path in asked
+        for route in resource.router.routes
+        if isinstance(route, APIRoute) and route.path == path
+    ]
 
 
 @asynccontextmanager

@@ -208,18 +208,26 @@ async def while_connected(request: Request, work: Coroutine[object, object, T]) 
     Raises:
         ClientLeft: The caller did.
     """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_closed(request))
+    here = asyncio.current_task()
+    assert here is not None, "a request is answered outside of a task: this is a bug"
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        await _closed(request)
+        left = True
+        here.cancel()
+
+    # The work stays in the request's own task: a task costs as much as parsing the request.
+    watcher = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientLeft("the caller closed the connection before the answer was there")
+        return await work
+    except asyncio.CancelledError:
+        if left and not here.uncancel():
+            raise ClientLeft("the caller closed the connection before the answer was there") from None
+        raise
     finally:
-        task.cancel()
         watcher.cancel()
-        # Both have ended before the request has; their own ends are of no interest any more.
-        await asyncio.gather(task, watcher, return_exceptions=True)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Single entries in, batches to the device, outcomes out. Knows nothing of images.
 
 One thread owns the device. Whenever the device can take a batch it gets what is ready; while it is busy,
-entries gather. Nothing ever waits for a batch to fill, so one caller pays no added time, and batches grow by
-themselves as the load does. Interactive entries are launched before bulk, see `LaneQueue`.
+entries gather. So one caller pays no added time, and batches grow by themselves as the load does. An idle
+device waits in one case, and for milliseconds: see `Batcher.gather`. Interactive entries are launched before
+bulk, see `LaneQueue`.
 
 An entry ends in exactly one outcome: its row, the exception that it alone causes, `Dropped` or `DeviceLost`.
 """
@@ -113,6 +114,9 @@ class Batcher(Generic[Entry, Row]):
         self._last_finish_s = 0.0
         self._most = self._room = config.max_batch
         self._room_since_s = 0.0
+        self._gather_s = 0.0
+        self._more_comes: Callable[[Lane], bool] = lambda _: False
+        self._gathering: Lane | None = None
         self._thread: threading.Thread | None = None
 
     def start(self, set_up: Callable[[], None]) -> None:
@@ -131,12 +135,25 @@ class Batcher(Generic[Entry, Row]):
         """Makes launches smaller than the config says, for good; called by `set_up`."""
         self._most = self._room = max_batch
 
+    def gather(self, longest_s: float, more_comes: Callable[[Lane], bool]) -> None:
+        """Lets an idle device wait for entries that are about to be ready; called by `set_up`.
+
+        For launches that cost more than what is in them, on a device that shares its cores with those who
+        make the entries: a launch of one then takes the time in which the next entry would be made.
+
+        Args:
+            longest_s: That the first entry waits.
+            more_comes: Whether entries of a lane are on their way; asked under a lock, so it must be quick.
+        """
+        self._gather_s, self._more_comes = longest_s, more_comes
+
     def put(self, entry: Entry) -> None:
         """Makes an entry ready for the next launch, from any thread; if dead, settles it as `DeviceLost`."""
         with self._changed:
             if not self._dead:
                 self._ready.put((entry, time.monotonic()), self._lane_of(entry))
-                self._changed.notify()
+                if not self._should_gather(self._gathering):  # else it would wake up to wait on
+                    self._changed.notify()
                 return
         self._settle([entry], [DeviceLost()])
 
@@ -245,7 +262,24 @@ class Batcher(Generic[Entry, Row]):
         with self._changed:
             while wait and not self._ready and not self._closing:
                 self._changed.wait()
+            if wait and self._gather_s:
+                self._gather()
             return self._ready.turn()
+
+    def _gather(self) -> None:
+        until_s = time.monotonic() + self._gather_s
+        lane: Lane = "interactive" if self._ready.waiting("interactive") else "bulk"
+        while self._should_gather(lane) and (left_s := until_s - time.monotonic()) > 0:
+            self._gathering = lane
+            self._changed.wait(left_s)
+        self._gathering = None
+
+    def _should_gather(self, lane: Lane | None) -> bool:
+        if lane is None or self._closing or len(self._ready) >= self._room:
+            return False
+        if lane == "bulk" and self._ready.waiting("interactive"):
+            return False
+        return self._more_comes(lane)
 
     def _pop(self, first: Lane, count: int) -> None:
         """Moves up to `count` ready entries to the judged: of the lane, and of the other where lanes mix."""

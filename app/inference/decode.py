@@ -38,6 +38,7 @@ class DecodePool(Generic[Job]):
         self._failed = failed
         self._bulk_at_once = bulk_at_once
         self._bulk_begun = 0
+        self._at_once = threads
         self._changed = threading.Condition()
         self._jobs: LaneQueue[Job] = LaneQueue()
         self._closing = False
@@ -53,6 +54,11 @@ class DecodePool(Generic[Job]):
         for thread in self._threads:
             thread.start()
         self._started.wait()
+
+    def limit(self, at_once: int) -> None:
+        """Lets fewer threads work at the same time, from now."""
+        with self._changed:
+            self._at_once = at_once
 
     def put(self, job: Job, lane: Lane = "interactive") -> None:
         """Adds a job; never waits. The number of jobs is admission's care."""
@@ -85,6 +91,10 @@ class DecodePool(Generic[Job]):
         """Jobs that no thread has begun."""
         return len(self._jobs)
 
+    def waits(self, lane: Lane) -> bool:
+        """Whether a job of the lane waits for a thread."""
+        return self._jobs.waiting(lane) > 0
+
     def busy_for_s(self) -> float:
         """How long the longest job has been in its thread; 0 where there is none."""
         now_s = time.monotonic()
@@ -98,10 +108,11 @@ class DecodePool(Generic[Job]):
             with self._changed:
                 while (lane := self._turn()) is None:
                     if self._closing and not self._jobs:
+                        self._changed.notify_all()  # who waited for a turn has none to wait for
                         return
                     self._changed.wait()
                 job = self._jobs.pop(lane)
-            self._began_s[number] = time.monotonic()
+                self._began_s[number] = time.monotonic()
             try:
                 self._handle(job)
             except Exception:
@@ -115,6 +126,9 @@ class DecodePool(Generic[Job]):
                 self._began_s[number] = None
 
     def _turn(self) -> Lane | None:
+        at_work = len(self._began_s) - self._began_s.count(None)
+        if at_work >= self._at_once:
+            return None  # one of those at work takes what is there when it has done its own
         # At the end nobody comes who could be kept waiting.
         lane = self._jobs.turn(bulk_may=self._closing or self._bulk_begun < self._bulk_at_once)
         if lane == "bulk":

@@ -472,11 +472,10 @@ def _bulk_capacity(config: InferenceConfig) -> Cost:
 
 def _pipeline_config(config: InferenceConfig, embedder: Embedder) -> PipelineConfig:
     cores = config.cores or cpu_budget()
-    # Pinned memory means a device of the model's own. Otherwise decoders and model share the cores, and half
-    # of them keeps any model busy that costs more than decoding.
-    decode_threads = cores if embedder.pinned else max(1, cores // 2)
+    # Pinned memory means a device of the model's own. Otherwise decoders and model share the cores.
     return PipelineConfig(
-        decode_threads=config.decode_threads or decode_threads,
+        decode_threads=config.decode_threads or cores,
+        decode_beside=None if config.decode_threads or embedder.pinned else max(1, cores // 2),
         compute_threads=_compute_threads(config),
         cache_rows=config.cache_rows,
         limits=config.limits,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 Outcome = Row | Dropped | DeviceLost
 Settlement = tuple[list[Picture], Outcome]
 
+_CHEAP_PICTURE_S: Final = 2e-3  # of all the model's threads: about as long as a photograph takes to decode
+_GATHERED_LAUNCHES: Final = 8
+_LONGEST_GATHER_S: Final = 8e-3
 _UNFORESEEN = ImageFailure("undecodable_image", "The image could not be decoded.")
 _NO_EMBEDDING = ImageFailure(
     "embedding_failed", "The model gave no embedding for this image; others of the request are not affected."
@@ -47,12 +51,15 @@ class PipelineConfig:
 
     Attributes:
         decode_threads: Threads that decode.
+        decode_beside: How many of them at once beside a model that needs the same cores for longer than they
+            do; None for all.
         compute_threads: Native threads of the device thread: what computes where the device is the CPU.
         cache_rows: Embeddings to keep by content.
         limits: What a picture may ask of a decoder.
     """
 
     decode_threads: int
+    decode_beside: int | None = None
     compute_threads: int
     cache_rows: int
     limits: ImageLimits
@@ -227,8 +234,35 @@ class Pipeline:
                 )
                 self.batcher.limit(smaller)
                 break
+        if not self._embedder.pinned:
+            self._share_the_cores()
         if self._features is not None:
             self._features.warm_up()
+
+    def _share_the_cores(self) -> None:
+        """Measures the model, whose cores the decoders take, too.
+
+        A model that costs more than decoding needs its cores undisturbed, and decoders keep it busy from half
+        of them. One that costs less waits for the decoders, which then take all; and as a launch costs more
+        than the pictures in it, the pictures of a busy moment go together.
+        """
+        most = self._embedder.max_batch
+        single_s, full_s = self._launch_s(1), self._launch_s(most)
+        if full_s / most > _CHEAP_PICTURE_S:
+            if self._config.decode_beside is not None:
+                self._decoders.limit(self._config.decode_beside)
+            return
+        launch_s = single_s - full_s / most
+        self.batcher.gather(
+            min(_GATHERED_LAUNCHES * max(launch_s, 0.0), _LONGEST_GATHER_S), self._decoders.waits
+        )
+
+    def _launch_s(self, size: int) -> float:
+        crop_px = self._embedder.preprocessing.crop_px
+        black_BCHW = torch.zeros((size, 3, crop_px, crop_px), dtype=torch.uint8)
+        began_s = time.monotonic()
+        self._embedder.launch([black_BCHW])()
+        return time.monotonic() - began_s
 
     def _launch(self, works: list[Work]) -> Callable[[], list[Row]]:
         """Starts the model on a batch: all that want the same of it together, mostly the embedding."""
