@@ -223,7 +223,7 @@ def normalise(
         width_px = pixels_BCHW.shape[3]
         rows_BHX = pixels_BCHW.permute(0, 2, 3, 1).flatten(2)
         rows_BHX = rows_BHX.float().sub_(shift_C.repeat(width_px)).mul_(scale_C.repeat(width_px))
-        return rows_BHX.unflatten(2, (width_px, -1)).permute(0, 3, 1, 2)
+        return rows_BHX.view(*rows_BHX.shape[:2], width_px, -1).permute(0, 3, 1, 2)
     return (pixels_BCHW - shift_C.reshape(-1, 1, 1)) * scale_C.reshape(-1, 1, 1)
 
 

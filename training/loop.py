@@ -28,7 +28,7 @@ from training.export import export_teacher, holds_teacher
 from training.guard import Sickness
 from training.healing import face, guard_of, take_back, tell_rollbacks, with_lower_rates
 from training.loading import findings, open_loader
-from training.machine import keep_freed_memory
+from training.machine import hold_native_threads, keep_freed_memory
 from training.parts import Parts, evaluate, save
 from training.report.gallery import Gallery
 from training.report.preview import write_preview
@@ -66,6 +66,7 @@ def run(plan: RunPlan, run_dir: Path, *, resume: bool, console: Console) -> Path
     device = device_of(plan.config)
     if device.type == "cpu":
         keep_freed_memory()
+        hold_native_threads()
     world = join_world(device)
     try:
         with own_run_directory(run_dir, plan, resume=resume, world=world) as directory:

@@ -6,6 +6,8 @@ import resource
 import sys
 from pathlib import Path
 
+import torch
+
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # the numbers that glibc's malloc.h gives these options
 
 
@@ -14,6 +16,15 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def hold_native_threads() -> None:
+    """Fixes how many native threads compute in this thread, as it is now.
+
+    Until somebody says a number, Intel's MKL is free to take another one for each product, and sums come out
+    in another order: a run would not go on bit for bit.
+    """
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def free_memory_bytes() -> int:

@@ -9,7 +9,7 @@ import time
 import uuid
 from typing import Final
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response
@@ -68,13 +68,11 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answer_headers = MutableHeaders(scope=message)
-                self._add_headers(answer_headers, state)
-                answer_headers["Server-Timing"] = server_timing(
-                    state, seen, total_ms=(time.perf_counter() - started_s) * 1000
-                )
+                timing = server_timing(state, seen, total_ms=(time.perf_counter() - started_s) * 1000)
+                added = self._headers(state) | {"server-timing": timing}
                 if span is not None:
-                    answer_headers["traceparent"] = span.traceparent
+                    added["traceparent"] = span.traceparent
+                message["headers"] = [*message["headers"], *_raw(added)]
             await send(message)
 
         try:
@@ -92,14 +90,16 @@ class RequestContext:
             give_models_back(state)
             self._tell(scope, seen, span, status or _LEFT, time.perf_counter() - started_s)
 
-    def _add_headers(self, headers: MutableHeaders, state: State) -> None:
+    def _headers(self, state: State) -> dict[str, str]:
         held = state.get("held")
         model = (held[-1] if held else self._models.get()).info
-        headers["X-Request-Id"] = state["request_id"]
-        headers["X-Model-Id"] = model.id
-        headers["X-Model-Fingerprint"] = model.fingerprint
-        headers["X-Content-Type-Options"] = "nosniff"
-        headers["Referrer-Policy"] = "no-referrer"
+        return {
+            "x-request-id": state["request_id"],
+            "x-model-id": model.id,
+            "x-model-fingerprint": model.fingerprint,
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+        }
 
     def _tell(
         self, scope: Scope, seen: Passages, span: RequestSpan | None, status: int, duration_s: float
@@ -135,6 +135,10 @@ def server_timing(state: State, seen: Passages, *, total_ms: float) -> str:
     other_ms = total_ms - sum(timings_ms.values())
     timings_ms |= {"other": max(0.0, other_ms), "total": total_ms}
     return ", ".join(f"{part};dur={ms:.1f}" for part, ms in timings_ms.items())
+
+
+def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def _request_id(headers: Headers) -> str:

@@ -90,7 +90,6 @@ def embed_payloads(
     api_key: str | None = None,
     timeout_s: float = 30.0,
     priority: Priority | None = None,
-    label: str = "",
 ) -> list[Payload]:
     """Requests to `/embed`: one picture as the raw body, several as a form.
 
@@ -101,8 +100,7 @@ def embed_payloads(
         as_form: Also a picture by itself.
         api_key: Where the service wants one.
         timeout_s: The deadline that each request tells the service.
-        priority: Told to the service; None leaves it to the service.
-        label: Of each payload.
+        priority: Told to the service, and the payloads' label; None leaves it to the service.
 
     Returns:
         As many as there are pictures, so that each is used equally.
@@ -116,7 +114,7 @@ def embed_payloads(
     made = []
     for _ in parts:
         chosen = list(itertools.islice(around, images_per_request))
-        made.append(_payload(head, chosen, label, as_form=as_form or images_per_request > 1))
+        made.append(_payload(head, chosen, priority or "", as_form=as_form or images_per_request > 1))
     return made
 
 

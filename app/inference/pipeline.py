@@ -246,7 +246,7 @@ class Pipeline:
         of them. One that costs less waits for the decoders, which then take all; and as a launch costs more
         than the pictures in it, the pictures of a busy moment go together.
         """
-        most = self._embedder.max_batch
+        most = self.batcher.room
         single_s, full_s = self._launch_s(1), self._launch_s(most)
         if full_s / most > _CHEAP_PICTURE_S:
             if self._config.decode_beside is not None:

@@ -37,7 +37,7 @@ def test_generated_pictures_are_like_photographs_and_the_same_each_time() -> Non
 
 
 def test_one_picture_is_the_body_with_the_same_pixels_and_other_bytes_each_time() -> None:
-    (payload,) = embed_payloads(ENDPOINT, [picture(1)], api_key="a key", priority="bulk", label="x")
+    (payload,) = embed_payloads(ENDPOINT, [picture(1)], api_key="a key", priority="bulk")
     numbers = itertools.count(7)
     requests = [b"".join(payload.numbered(numbers)) for _ in range(2)]
     assert len(requests[0]) == len(requests[1]) == payload.size_bytes
@@ -52,7 +52,7 @@ def test_one_picture_is_the_body_with_the_same_pixels_and_other_bytes_each_time(
         assert (pixels(body) == pixels(picture(1))).all()
         bodies.append(body)
     assert bodies[0] != bodies[1]
-    assert (payload.images, payload.label) == (1, "x")
+    assert (payload.images, payload.label) == (1, "bulk")
 
 
 def test_several_pictures_are_a_form_and_each_is_used_equally() -> None:
