@@ -157,7 +157,7 @@ def test_sigterm_answers_what_is_under_way_and_exits_with_0(bundle: Path, tmp_pa
     with running_service(bundle, tmp_path / "data") as service, ThreadPoolExecutor(8) as pool:
         files = [multipart([photo(100 * client + seed) for seed in range(24)]) for client in range(8)]
         with httpx.Client(base_url=service.url, timeout=60) as http:
-            # With time enough for a machine that is busy with other tests: none may be refused for its deadline.
+            # Time enough on a machine that is busy with other tests: none is refused for its deadline.
             asked = [pool.submit(http.post, "/embed?timeout=60", files=one) for one in files]
             deadline_s = time.monotonic() + 30
             while 'route="/embed"' not in http.get("/metrics").text and time.monotonic() < deadline_s:
