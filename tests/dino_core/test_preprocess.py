@@ -154,6 +154,18 @@ def test_normalise_keeps_the_memory_order() -> None:
     )
 
 
+@pytest.mark.parametrize("images", [1, 5])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_normalise_gives_the_same_numbers_in_any_memory_order(images: int, channels: int) -> None:
+    pixels = torch.randint(0, 256, (images, channels, 7, 9), dtype=torch.uint8)
+    told = {"mean": [0.1 * (1 + each) for each in range(channels)], "std": [0.2] * channels}
+    planes = normalise(pixels, **told)
+    for order in (torch.contiguous_format, torch.channels_last):
+        assert torch.equal(normalise(pixels.contiguous(memory_format=order), **told), planes)
+    window = torch.zeros(images, channels, 20, 20, dtype=torch.uint8)[:, :, 3:10, 5:14]  # of a larger picture
+    assert torch.equal(normalise(window.copy_(pixels), **told), planes)
+
+
 def test_preprocessing_survives_json() -> None:
     ours = Preprocessing(resize_px=96, crop_px=80, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     assert Preprocessing.from_json(ours.to_json()) == ours

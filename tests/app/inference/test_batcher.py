@@ -125,6 +125,68 @@ def test_an_idle_device_starts_at_once_on_a_single_entry() -> None:
     assert desk.batches == [[7]]
 
 
+class Gathering(Desk):
+    """A device for which entries may be on their way."""
+
+    def __init__(self, *, longest_s: float) -> None:
+        super().__init__()
+        self.longest_s = longest_s
+        self.coming: set[Lane] = set()
+
+    def __enter__(self) -> "Gathering":
+        self.batcher.start(lambda: self.batcher.gather(self.longest_s, lambda lane: lane in self.coming))
+        return self
+
+
+def test_a_device_that_gathers_waits_for_what_is_on_its_way_until_its_batch_is_full() -> None:
+    with Gathering(longest_s=20) as desk:
+        desk.coming = {"interactive"}
+        for entry in range(4):
+            assert not desk.batches
+            desk.batcher.put(entry)
+        wait_until(lambda: len(desk.outcomes) == 4)
+    assert desk.batches == [[0, 1, 2, 3]]
+
+
+def test_a_device_that_gathers_starts_at_once_where_nothing_is_on_its_way() -> None:
+    with Gathering(longest_s=20) as desk:
+        desk.batcher.put(1)
+        wait_until(lambda: len(desk.outcomes) == 1)
+        desk.coming = {"interactive"}
+        desk.batcher.put(2)
+        wait_until(lambda: desk.batcher._gathering is not None)
+        desk.coming = set()
+        desk.batcher.put(3)  # the last of those that were on their way
+        wait_until(lambda: len(desk.outcomes) == 3)
+    assert desk.batches == [[1], [2, 3]]
+
+
+def test_a_device_gathers_no_longer_than_it_was_told() -> None:
+    with Gathering(longest_s=0.05) as desk:
+        desk.coming = {"interactive"}
+        desk.batcher.put(1)
+        wait_until(lambda: len(desk.outcomes) == 1)
+    assert desk.batches == [[1]]
+
+
+def test_an_interactive_entry_is_not_kept_waiting_for_bulk_on_its_way() -> None:
+    with Gathering(longest_s=20) as desk:
+        desk.coming, desk.bulk = {"bulk"}, {1}
+        desk.batcher.put(1)
+        wait_until(lambda: desk.batcher._gathering is not None)
+        desk.batcher.put(2)
+        wait_until(lambda: bool(desk.outcomes))
+        desk.coming = set()
+    assert desk.batches[0] == [2]
+
+
+def test_closing_ends_the_gathering() -> None:
+    with Gathering(longest_s=60) as desk:
+        desk.coming = {"interactive"}
+        desk.batcher.put(1)
+    assert desk.batches == [[1]]
+
+
 def test_interactive_entries_are_launched_before_bulk_and_a_batch_is_of_one_lane() -> None:
     with Desk(max_batch=4) as desk:
         desk.bulk = {1, 2, 3, 4, 5}

@@ -127,3 +127,27 @@ def test_a_job_that_takes_long_shows_while_it_lasts() -> None:
     free.set()
     pool.close(timeout_s=20)
     assert pool.busy_for_s() == 0
+
+
+def test_a_limited_pool_works_at_fewer_jobs_at_once_and_ends() -> None:
+    together = 0
+    most = 0
+    lock = threading.Lock()
+
+    def handle(_: int) -> None:
+        nonlocal together, most
+        with lock:
+            together += 1
+            most = max(most, together)
+        time.sleep(0.005)
+        with lock:
+            together -= 1
+
+    pool: DecodePool[int] = DecodePool(handle, failed=lambda _: None, threads=4)
+    pool.start()
+    pool.limit(2)
+    for job in range(30):
+        pool.put(job)
+    pool.close(timeout_s=20)
+    assert not pool.alive, "who waited for a turn ended with the others"
+    assert most == 2
