@@ -6,8 +6,6 @@ import resource
 import sys
 from pathlib import Path
 
-import torch
-
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # the numbers that glibc's malloc.h gives these options
 
 
@@ -24,6 +22,8 @@ def hold_native_threads() -> None:
     Until somebody says a number, Intel's MKL is free to take another one for each product, and sums come out
     in another order: a run would not go on bit for bit.
     """
+    import torch  # noqa: PLC0415 - 300 MB that the rest of this module can do without
+
     torch.set_num_threads(torch.get_num_threads())
 
 

@@ -5,8 +5,8 @@ Not Starlette's BaseHTTPMiddleware, which would hide from routes that a caller h
 
 import logging
 import re
+import secrets
 import time
-import uuid
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -144,4 +144,4 @@ def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
 def _request_id(headers: Headers) -> str:
     """The caller's own id where it is harmless, otherwise a new one."""
     given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)

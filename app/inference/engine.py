@@ -234,7 +234,6 @@ class Engine:
         self._refuse_too_many(len(images))
         kept_bytes = self._kept_bytes(reading)
         headers = await self._headers(images)
-        self._refuse_unless_ready()
         costs = {
             index: Cost(1, len(images[index]) + kept_bytes, header.width_px * header.height_px)
             for index, header in enumerate(headers)
@@ -327,9 +326,11 @@ class Engine:
         if len(images) <= _HEADERS_ON_THE_LOOP:
             return [header_of(data, self._config) for data in images]
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
+        headers = await loop.run_in_executor(
             self._header_reader, lambda: [header_of(data, self._config) for data in images]
         )
+        self._refuse_unless_ready()  # it may have changed meanwhile
+        return headers
 
     def _admit(self, costs: Iterable[Cost], lane: Lane, deadline_s: float | None) -> None:
         with self._counting_refusals():

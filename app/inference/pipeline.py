@@ -37,8 +37,8 @@ Outcome = Row | Dropped | DeviceLost
 Settlement = tuple[list[Picture], Outcome]
 
 _CHEAP_PICTURE_S: Final = 2e-3  # of all the model's threads: about as long as a photograph takes to decode
-_GATHERED_LAUNCHES: Final = 8
-_LONGEST_GATHER_S: Final = 8e-3
+_GATHERED_LAUNCHES: Final = 16
+_LONGEST_GATHER_S: Final = 16e-3
 _UNFORESEEN = ImageFailure("undecodable_image", "The image could not be decoded.")
 _NO_EMBEDDING = ImageFailure(
     "embedding_failed", "The model gave no embedding for this image; others of the request are not affected."
