@@ -10,6 +10,7 @@ Reference: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; gradients o
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,11 @@ from torch import Tensor, distributed
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+
+def shared_batch_norm() -> AbstractContextManager[object]:
+    """`SharedBatchNorm` where there are other processes: a mode is asked about each call of torch's."""
+    return SharedBatchNorm() if _are_several() else nullcontext()
 
 
 class SharedBatchNorm(TorchFunctionMode):

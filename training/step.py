@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from dino_core.batchnorm import SharedBatchNorm
+from dino_core.batchnorm import shared_batch_norm
 from dino_core.collapse import prototype_usage
 from dino_core.losses import (
     all_reduced,
@@ -145,7 +145,7 @@ def train_step(
     frozen = config.backbone.norm_statistics == "frozen"
     by_batch = state.teacher.head if frozen else state.teacher
     gpus = [state.device] if state.device.type == "cuda" else []
-    with FastProducts(), SharedBatchNorm(), torch.random.fork_rng(devices=gpus):
+    with FastProducts(), shared_batch_norm(), torch.random.fork_rng(devices=gpus):
         torch.manual_seed(_seed_of(config.seed, state.step, rank))  # drop path has no generator of its own
         for views in parts:
             with _autocast(state.device, config), torch.no_grad(), batch_statistics(by_batch):
