@@ -627,6 +627,7 @@ def test_training_on_pictures_raises_the_neighbours_accuracy() -> None:
     assert after >= before + 8  # 20 are usual; one standard error of 240 queries is 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (SHARED / "data" / "imagenette").is_dir(), reason="needs the photographs that DINO_SHARED names"
 )
