@@ -5,8 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 MILVUS := .venv-milvus/.installed
 MODEL ?= models/default
-# Most tests wait for processes that start. A file's tests stay together, as they share a service. Native threads
-# that wait sleep, as others need the cores.
+# Most tests wait for processes that start. A file's tests stay together, as they share a service.
 TOGETHER ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -36,7 +35,7 @@ $(MILVUS):
 		&& touch $@ || { rm -rf .venv-milvus; echo "no Milvus server for this machine: the tests that need one skip"; }
 
 test: $(INSTALLED) $(MILVUS) ## All tests but the slow ones, with the coverage floor
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(TOGETHER) --cov --cov-report=term:skip-covered --cov-fail-under=85
+	$(BIN)/python -m pytest $(TOGETHER) --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 test-fast: $(INSTALLED) ## The tests of the numerics and of the parts, without servers and browsers
 	$(BIN)/python -m pytest tests/dino_core tests/app/search tests/app/inference -x -q

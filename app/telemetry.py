@@ -1,7 +1,6 @@
 """What the service tells about itself: Prometheus metrics and logs. Nothing leaves the process."""
 
 import contextlib
-import functools
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -103,9 +102,6 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        # Looked up once for each label; routes and statuses are few.
-        self._answered = functools.cache(lambda route, status: self._requests.labels(route, str(status)))
-        self._took = functools.cache(self._request_seconds.labels)
         self._under_way = Gauge(
             f"{_PREFIX}inflight_requests", "Requests between head and answer", registry=self._registry
         )
@@ -131,8 +127,8 @@ class Metrics:
             status: Of the answer; 499 where the caller left.
             duration_s: Until the answer's last byte.
         """
-        self._answered(route, status).inc()
-        self._took(route).observe(duration_s)
+        self._requests.labels(route, str(status)).inc()
+        self._request_seconds.labels(route).observe(duration_s)
 
     def serves(self, present: Callable[[], Iterable[Present]]) -> None:
         """Asks at each scrape for the models that are served, and for what is in their engines."""

@@ -1,7 +1,7 @@
 """The way of a picture without its model: `python -m benchmarks.host_path`.
 
-On a GPU it is the host that sets the pace: sockets, HTTP, decoding, threads. So the network here is one layer
-that costs nothing, the service has one core, and the clients have another.
+On a GPU it is the host that sets the pace: sockets, HTTP, decoding, threads. So the network here costs
+next to nothing, the service has one core, and the clients have another.
 
     bare        a loop of simplejpeg (libjpeg-turbo), resize and crop: what the core can do, without a service
     dinoserve   `dino-serve run`, 1 and 16 pictures a request; no picture twice

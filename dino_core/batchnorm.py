@@ -21,17 +21,16 @@ from torch.overrides import TorchFunctionMode
 
 
 def shared_batch_norm() -> AbstractContextManager[object]:
-    """`SharedBatchNorm` where there are other processes: a mode is asked about each call of torch's."""
-    return SharedBatchNorm() if _are_several() else nullcontext()
-
-
-class SharedBatchNorm(TorchFunctionMode):
     """While it is entered, BatchNorm in training mode goes through `batch_norm`; no module is changed.
 
-    All processes must run the same layers in the same order meanwhile. Without other processes nothing is
-    different.
+    All processes must run the same layers in the same order meanwhile. Without other processes it is nothing,
+    as a mode is asked about each call of torch's.
     """
+    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return _SharedBatchNorm() if several else nullcontext()
 
+
+class _SharedBatchNorm(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -40,7 +39,7 @@ class SharedBatchNorm(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> object:
         kwargs = kwargs or {}
-        if func is functional.batch_norm and kwargs["training"] and _are_several():
+        if func is functional.batch_norm and kwargs["training"]:
             del kwargs["training"]
             return batch_norm(*args, **kwargs)
         return func(*args, **kwargs)
@@ -144,7 +143,3 @@ def _across(channels_C: Tensor, like: Tensor) -> Tensor:
 
 def _all_but_channels(tensor: Tensor) -> list[int]:
     return [axis for axis in range(tensor.ndim) if axis != 1]
-
-
-def _are_several() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -104,8 +104,9 @@ def _remove_old(directory: Path, state: TrainState, config: CheckpointConfig) ->
     One that a stop wrote between two others goes with the next: it shall not take the place of one that a
     run which was never stopped would have, and could go back to.
     """
-    given_up = [path for path in checkpoints_in(directory) if _is_given_up(path, state)]
-    found = [path for path in checkpoints_in(directory) if path not in given_up]
+    there = checkpoints_in(directory)
+    given_up = [path for path in there if _is_given_up(path, state)]
+    found = [path for path in there if path not in given_up]
     regular = [path for path in found if step_of(path) % config.every_steps == 0]
     for_good = [
         path for path in regular if config.keep_every_steps and step_of(path) % config.keep_every_steps == 0

@@ -1,6 +1,5 @@
 """Answers in the form that Accept asks for: JSON, MessagePack, or NumPy's .npy."""
 
-import functools
 import io
 import math
 from typing import Any, Final
@@ -29,11 +28,7 @@ def negotiate(request: Request, *offers: str) -> str:
     Raises:
         NotAcceptable: It takes none of the offers.
     """
-    return _best_of(", ".join(request.headers.getlist("accept")).strip() or "*/*", offers)
-
-
-@functools.lru_cache(maxsize=256)  # callers say the same again and again
-def _best_of(accept: str, offers: tuple[str, ...]) -> str:
+    accept = ", ".join(request.headers.getlist("accept")).strip() or "*/*"
     ranges = [_range(part) for part in accept.split(",")]
     ranked = []
     for rank, offer in enumerate(offers):

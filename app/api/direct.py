@@ -8,7 +8,7 @@ how to refuse it; so there is one definition of what is refused, and how.
 
 import math
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, get_args
+from typing import Final
 
 from fastapi import Request
 from fastapi.routing import APIRoute
@@ -19,8 +19,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.api.problems import problem_response
 from app.api.scopes import SCOPES, name_of
 from app.api.state import State
+from app.api.urgency import read_urgency
 from app.errors import ServiceError
-from app.inference.lanes import Lane
+from app.inference.lanes import LANES, Lane
 
 _PINS: Final = "x-expect-fingerprint"
 
@@ -49,9 +50,11 @@ class DirectRoutes:
             return
         route, needed = found
         state: State = scope["state"]
-        if (needed is not None and needed not in state["scopes"]) or not _read_headers(scope, state):
+        said = _said_by(Headers(scope=scope))
+        if said is None or (needed is not None and needed not in state["scopes"]):
             await self._app(scope, receive, send)
             return
+        await read_urgency(state, *said)
         scope["route"] = route
         endpoint: Callable[..., Awaitable[Response]] = route.endpoint
         try:
@@ -61,22 +64,18 @@ class DirectRoutes:
         await answer(scope, receive, send)
 
 
-def _read_headers(scope: Scope, state: State) -> bool:
-    """Keeps what the headers say, as `read_urgency` does; False where the framework has to look."""
-    headers = Headers(scope=scope)
+def _said_by(headers: Headers) -> tuple[Lane | None, float | None] | None:
+    """Lane and milliseconds, as `read_urgency` takes them; None where the framework has to look."""
     if _PINS in headers:
-        return False
-    if (timeout_ms := headers.get("x-request-timeout-ms")) is not None:
+        return None
+    timeout_ms = None
+    if (text := headers.get("x-request-timeout-ms")) is not None:
         try:
-            timeout_s = float(timeout_ms) / 1000
+            timeout_ms = float(text)
         except ValueError:
-            return False
-        if not 0 < timeout_s < math.inf:
-            return False
-        state["timeout_said_s"] = timeout_s
-    if (priority := headers.get("x-priority")) is not None:
-        lanes: dict[str, Lane] = {lane: lane for lane in get_args(Lane)}
-        if priority not in lanes:
-            return False
-        state["priority_said"] = lanes[priority]
-    return True
+            return None
+        if not 0 < timeout_ms < math.inf:
+            return None
+    said = headers.get("x-priority")
+    lane = next((lane for lane in LANES if lane == said), None)
+    return None if lane != said else (lane, timeout_ms)

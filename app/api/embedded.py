@@ -71,8 +71,7 @@ def row_of(result: ImageEmbedding | ImageFailure, form: EmbeddingForm) -> Row | 
         return result
     row = result.embedding
     if form.normalize:
-        lengths = np.sqrt((row * row).sum(axis=-1, keepdims=True))  # `norm` asks what it was given, each time
-        row = row / np.maximum(lengths, _UNIT_LENGTH_FLOOR)
+        row = row / np.maximum(np.linalg.norm(row, axis=-1, keepdims=True), _UNIT_LENGTH_FLOOR)
     with np.errstate(over="ignore"):
         numbers: Row = np.ascontiguousarray(row, dtype=form.dtype)
     return numbers if np.isfinite(numbers).all() else _NO_FLOAT16

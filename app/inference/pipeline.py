@@ -219,12 +219,9 @@ class Pipeline:
     def _warm_up(self) -> None:
         yield_to_the_loop()
         use_native_threads(self._config.compute_threads)
-        crop_px = self._embedder.preprocessing.crop_px
         for size in batch_sizes(self._embedder.max_batch):
-            black_BCHW = torch.zeros((size, 3, crop_px, crop_px), dtype=torch.uint8)
             try:
-                with _naming_lack_of_room():
-                    self._embedder.launch([black_BCHW])()
+                self._launch_s(size)
             except OutOfRoom:
                 if size == 1:
                     raise
@@ -261,7 +258,8 @@ class Pipeline:
         crop_px = self._embedder.preprocessing.crop_px
         black_BCHW = torch.zeros((size, 3, crop_px, crop_px), dtype=torch.uint8)
         began_s = time.monotonic()
-        self._embedder.launch([black_BCHW])()
+        with _naming_lack_of_room():
+            self._embedder.launch([black_BCHW])()
         return time.monotonic() - began_s
 
     def _launch(self, works: list[Work]) -> Callable[[], list[Row]]:

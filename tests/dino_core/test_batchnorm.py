@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from dino_core.batchnorm import SharedBatchNorm
+from dino_core.batchnorm import shared_batch_norm
 
 ROOT = Path(__file__).parents[2]
 # Each process takes its rows of the inputs, and answers with what came out on the way there and back.
@@ -21,13 +21,13 @@ import sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import distributed
-from dino_core.batchnorm import SharedBatchNorm
+from dino_core.batchnorm import shared_batch_norm
 from tests.dino_core.test_batchnorm import LAYERS, measured
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
 distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
 for name in LAYERS:
     given = {key: value.tensor_split([3])[rank] for key, value in load_file(folder / name).items()}
-    with SharedBatchNorm():
+    with shared_batch_norm():
         save_file(measured(name, given), folder / f"{name}-{rank}")
 distributed.destroy_process_group()
 """
@@ -102,6 +102,6 @@ def test_a_process_alone_and_a_layer_at_rest_are_torchs() -> None:
     rows = torch.randn(5, 3)
     for training in (True, False):
         layer.train(training)
-        with SharedBatchNorm():
+        with shared_batch_norm():
             ours = layer(rows)
         assert torch.equal(ours, layer(rows))
